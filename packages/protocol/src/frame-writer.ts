@@ -1,0 +1,69 @@
+/**
+ * Where a session writes its outgoing frames: one buffer that holds several frames, each behind the header that its
+ * transport needs, so that a link is written with one call. The buffer belongs to the caller and is reused after the
+ * write has finished.
+ */
+import { MAX_FRAME_BYTES } from "./frame.ts";
+
+/** How a transport delimits a frame of `length` bytes: for WebSocket, its header. */
+export interface Framing {
+  headerBytes(length: number): number;
+  writeHeader(out: Uint8Array, at: number, length: number): void;
+}
+
+/** One TLS record; frames that end on its boundary reach the peer's decoder in one piece. */
+const RECORD_BYTES = 16_384;
+
+/** A DATA frame shorter than this is not cut just to end on a record boundary. */
+const MIN_ALIGNED_BYTES = 1_024;
+
+export class FrameWriter {
+  readonly bytes: Uint8Array;
+  readonly #framing: Framing;
+  #used = 0;
+
+  constructor(bytes: Uint8Array, framing: Framing) {
+    this.bytes = bytes;
+    this.#framing = framing;
+  }
+
+  /** Bytes written since the last `clear`. */
+  get used(): number {
+    return this.#used;
+  }
+
+  clear(): void {
+    this.#used = 0;
+  }
+
+  /** Whether a frame of `length` bytes fits behind what is written. */
+  fits(length: number): boolean {
+    return this.#used + this.#framing.headerBytes(length) + length <= this.bytes.length;
+  }
+
+  /**
+   * The largest frame that is worth starting here: it ends where a TLS record ends, unless that leaves it tiny. 0 when
+   * what is left is not worth a frame.
+   */
+  room(): number {
+    const left = this.bytes.length - this.#used;
+    const toBoundary = RECORD_BYTES - (this.#used % RECORD_BYTES);
+    const target = toBoundary < MIN_ALIGNED_BYTES ? toBoundary + RECORD_BYTES : toBoundary;
+    const length = Math.min(left, target) - this.#framing.headerBytes(MAX_FRAME_BYTES);
+    if (length < MIN_ALIGNED_BYTES && this.#used > 0) return 0;
+    return Math.max(0, Math.min(length, MAX_FRAME_BYTES));
+  }
+
+  /** Starts a frame of exactly `length` bytes and returns where they are to be written. */
+  begin(length: number): number {
+    this.#framing.writeHeader(this.bytes, this.#used, length);
+    const at = this.#used + this.#framing.headerBytes(length);
+    this.#used = at + length;
+    return at;
+  }
+
+  /** Writes a whole frame; the caller has asked `fits`. */
+  put(frame: Uint8Array): void {
+    this.bytes.set(frame, this.begin(frame.length));
+  }
+}

@@ -1,0 +1,134 @@
+/**
+ * The messages that are msgpack maps: the two greetings of a link, and OPEN, ACCEPT and GO_AWAY of a session. Every
+ * schema is strict, an unknown key is a violation: a control message is an order, and an order that is only half
+ * understood is not carried out.
+ */
+import { Decoder, Encoder } from "@msgpack/msgpack";
+import { z } from "zod";
+import { ProtocolError } from "./codes.ts";
+
+/** The versions of the protocol that this code speaks, newest first. */
+export const PROTOCOL_VERSIONS = [1] as const;
+
+const MAX_STREAM = 0xffff_ffff;
+const uint = (max: number) => z.int().min(0).max(max);
+const streamId = uint(MAX_STREAM).min(1);
+const offset = uint(Number.MAX_SAFE_INTEGER);
+/** Names as in the configuration files. */
+const name = z.string().regex(/^[a-zA-Z0-9_-]{1,255}$/);
+/** Words that travel into logs of the other end: bounded, and printable ASCII only. */
+const text = (max: number) => z.string().regex(new RegExp(`^[\\x20-\\x7e]{0,${max}}$`));
+/** 16 random bytes in hexadecimal. */
+const randomId = z.string().regex(/^[0-9a-f]{32}$/);
+const features = z.array(text(32)).max(32);
+
+const helloSchema = z.strictObject({
+  /** Name of the agent, from its configuration. */
+  agent: name,
+  /** Drawn by each agent process at its start: tells a process that returns from one that replaces it. */
+  process: randomId,
+  /** The session to join with this link; empty for a new one. */
+  session: z.union([randomId, z.literal("")]),
+  /** What this end can do beyond the version; names that the other end does not know are ignored. */
+  features,
+  /** Credit that each stream has towards the agent before ACCEPT grants more, in bytes. */
+  initialCredit: uint(16_777_216),
+  /** The most streams that the agent takes at once. */
+  maxStreams: uint(1_000_000).min(1),
+  /** The most links that the agent brings to this session. */
+  links: uint(16).min(1),
+});
+
+const welcomeSchema = z.strictObject({
+  /** Name of the edge, from its configuration. */
+  edge: name,
+  /** The session that this link now belongs to. */
+  session: randomId,
+  /** Whether the session existed before this link. */
+  resumed: z.boolean(),
+  features,
+  /** How long the edge keeps a session that has no link, in milliseconds. */
+  resumeTimeoutMs: uint(86_400_000),
+});
+
+const openSchema = z.strictObject({
+  stream: streamId,
+  /** Connection id of the partner's connection, the same in the records of both ends. */
+  connection: text(64).min(1),
+  /** A service of the agent, or `host:port`. Only the agent's own file decides what it means and whether it is dialled. */
+  target: text(300).min(1),
+  deployment: name,
+  /** Address of the partner as `address:port`; the edge's claim, for the agent's records only. */
+  partner: text(64),
+  /** Credit of the agent towards the edge, in bytes from offset 0. */
+  limit: offset,
+});
+
+const acceptSchema = z.strictObject({
+  stream: streamId,
+  /** The address that was dialled, as `address:port`. */
+  address: text(64),
+  limit: offset,
+});
+
+const goAwaySchema = z.strictObject({
+  code: uint(4_999).min(4_000),
+  reason: text(200),
+});
+
+export type Hello = z.output<typeof helloSchema>;
+export type Welcome = z.output<typeof welcomeSchema>;
+export type Open = z.output<typeof openSchema>;
+export type Accept = z.output<typeof acceptSchema>;
+export type GoAway = z.output<typeof goAwaySchema>;
+
+// `encodeSharedRef` is not used: its buffer is overwritten by the next message while a socket still holds it.
+const encoder = new Encoder({ maxDepth: 4, initialBufferSize: 512 });
+// All five limits are set; the library's own are 2^32 - 1. The 4 KiB bound of a control frame holds before these.
+const decoder = new Decoder({
+  maxStrLength: 1_024,
+  maxBinLength: 0,
+  maxArrayLength: 64,
+  maxMapLength: 32,
+  maxExtLength: 0,
+});
+
+/** Encodes a control message into bytes of its own. */
+export function encodeMessage(message: object): Uint8Array {
+  return encoder.encode(message);
+}
+
+function decodeMessage<T>(body: Uint8Array, schema: z.ZodType<T>, type: string): T {
+  let value: unknown;
+  try {
+    value = decoder.decode(body);
+  } catch {
+    throw new ProtocolError(`${type} is not a valid msgpack message`);
+  }
+  const result = schema.safeParse(value);
+  if (result.success) return result.data;
+  const issue = result.error.issues[0];
+  // Path and code name the fault; the value itself stays out of every log.
+  const path = issue?.path.map(String).join(".") ?? "";
+  throw new ProtocolError(`${type} is malformed: ${path === "" ? "" : `${path}: `}${issue?.code ?? "invalid"}`);
+}
+
+export function decodeHello(body: Uint8Array): Hello {
+  return decodeMessage(body, helloSchema, "hello");
+}
+
+export function decodeWelcome(body: Uint8Array): Welcome {
+  return decodeMessage(body, welcomeSchema, "welcome");
+}
+
+export function decodeOpen(body: Uint8Array): Open {
+  return decodeMessage(body, openSchema, "open");
+}
+
+export function decodeAccept(body: Uint8Array): Accept {
+  return decodeMessage(body, acceptSchema, "accept");
+}
+
+export function decodeGoAway(body: Uint8Array): GoAway {
+  return decodeMessage(body, goAwaySchema, "go away");
+}

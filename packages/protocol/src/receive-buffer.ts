@@ -1,0 +1,174 @@
+/**
+ * One direction of a stream as its receiver sees it: puts frames in order, drops what came twice and accounts for
+ * credit. Credit is absolute (as QUIC's MAX_STREAM_DATA, RFC 9000 §4.1) and grows when bytes are consumed, never when
+ * they arrive.
+ *
+ * On one link frames arrive in order. Frames that overtake others (a stream that moves between two live links, or uses
+ * several) are copied and held, within the window and within `MAX_SEGMENTS`.
+ */
+import { CloseCode, ProtocolError } from "./codes.ts";
+
+/** The most pieces that may wait for a gap to fill: 256 KiB in the smallest pieces that an honest sender cuts. */
+const MAX_SEGMENTS = 1_024;
+
+interface Segment {
+  readonly offset: number;
+  readonly bytes: Uint8Array;
+}
+
+/** The sender used more credit than it had; the stream is reset with `flowControl`. */
+export class CreditExceeded extends ProtocolError {
+  constructor() {
+    super("more bytes than credit", CloseCode.budget);
+    this.name = "CreditExceeded";
+  }
+}
+
+export class ReceiveBuffer {
+  #received = 0;
+  #consumed = 0;
+  #limit: number;
+  #announcedConsumed = 0;
+  #window: number;
+  #finalOffset: number | undefined;
+  /** Pieces beyond `#received`, in order, without overlap with each other. */
+  readonly #segments: Segment[] = [];
+  #segmentBytes = 0;
+
+  /**
+   * @param limit credit that the sender has before the first CREDIT, in bytes
+   * @param window bytes that may be on their way or unconsumed at once from then on
+   */
+  constructor(limit: number, window: number) {
+    this.#limit = limit;
+    this.#window = window;
+  }
+
+  /** All bytes below have arrived. */
+  get received(): number {
+    return this.#received;
+  }
+
+  /** All bytes below have left the process. */
+  get consumed(): number {
+    return this.#consumed;
+  }
+
+  /** Bytes below may be sent; what was last announced. */
+  get limit(): number {
+    return this.#limit;
+  }
+
+  get finalOffset(): number | undefined {
+    return this.#finalOffset;
+  }
+
+  /** The END stands and every byte before it has arrived. */
+  get complete(): boolean {
+    return this.#finalOffset === this.#received;
+  }
+
+  /** Bytes held or delivered that are not consumed yet. */
+  get unconsumed(): number {
+    return this.#received - this.#consumed + this.#segmentBytes;
+  }
+
+  /**
+   * Takes bytes at `offset` and returns those that are new and without a gap before them, as a view of `bytes`. Held
+   * pieces that follow are then taken with `takeHeld`.
+   *
+   * @throws CreditExceeded beyond the limit; ProtocolError beyond the final offset
+   */
+  receive(offset: number, bytes: Uint8Array): Uint8Array | undefined {
+    const end = offset + bytes.length;
+    if (end > this.#limit) throw new CreditExceeded();
+    if (this.#finalOffset !== undefined && end > this.#finalOffset) throw new ProtocolError("data behind the end");
+    if (end <= this.#received) return undefined;
+    if (offset > this.#received) {
+      this.#hold(offset, bytes);
+      return undefined;
+    }
+    const fresh = offset === this.#received ? bytes : bytes.subarray(this.#received - offset);
+    this.#received = end;
+    return fresh;
+  }
+
+  /** The next held piece that has no gap before it any more. */
+  takeHeld(): Uint8Array | undefined {
+    for (;;) {
+      const first = this.#segments[0];
+      if (first === undefined || first.offset > this.#received) return undefined;
+      this.#segments.shift();
+      this.#segmentBytes -= first.bytes.length;
+      const end = first.offset + first.bytes.length;
+      if (end <= this.#received) continue;
+      const fresh = first.bytes.subarray(this.#received - first.offset);
+      this.#received = end;
+      return fresh;
+    }
+  }
+
+  /** Takes the END. @throws ProtocolError when it contradicts what arrived before */
+  end(offset: number): void {
+    const last = this.#segments.at(-1);
+    const highest = last === undefined ? this.#received : last.offset + last.bytes.length;
+    if (offset < highest || (this.#finalOffset !== undefined && this.#finalOffset !== offset)) {
+      throw new ProtocolError("final offset contradicts what was sent");
+    }
+    if (offset > this.#limit) throw new CreditExceeded();
+    this.#finalOffset = offset;
+  }
+
+  /** The destination has taken `count` of the bytes that were handed over. */
+  consume(count: number): void {
+    if (count < 0 || this.#consumed + count > this.#received) throw new RangeError("consumed more than was delivered");
+    this.#consumed += count;
+  }
+
+  /** Changes how much may be outstanding; takes effect with the next credit. Credit once given is never taken back. */
+  setWindow(window: number): void {
+    this.#window = window;
+  }
+
+  get window(): number {
+    return this.#window;
+  }
+
+  /** Whether a CREDIT is worth a frame: a quarter of the window was consumed since the last one. */
+  get creditDue(): boolean {
+    if (this.complete) return false;
+    return (
+      this.#consumed + this.#window - this.#limit >= this.#window / 4 ||
+      this.#consumed - this.#announcedConsumed >= this.#window / 4
+    );
+  }
+
+  /** Moves the limit as far as the window allows; what it returns is sent to the peer. */
+  announce(): { consumed: number; limit: number } {
+    this.#limit = Math.max(this.#limit, this.#consumed + this.#window);
+    this.#announcedConsumed = this.#consumed;
+    return { consumed: this.#consumed, limit: this.#limit };
+  }
+
+  #hold(offset: number, bytes: Uint8Array): void {
+    let at = this.#segments.length;
+    while (at > 0 && (this.#segments[at - 1]?.offset ?? 0) > offset) at -= 1;
+    const before = this.#segments[at - 1];
+    let start = before === undefined ? offset : Math.max(offset, before.offset + before.bytes.length);
+    const end = offset + bytes.length;
+    // Where the new piece reaches over held ones, only its own parts between them are kept.
+    while (start < end) {
+      const next = this.#segments[at];
+      const stop = next === undefined ? end : Math.min(end, next.offset);
+      if (stop > start) {
+        if (this.#segments.length >= MAX_SEGMENTS) throw new CreditExceeded();
+        this.#segments.splice(at, 0, { offset: start, bytes: bytes.slice(start - offset, stop - offset) });
+        this.#segmentBytes += stop - start;
+        at += 1;
+      }
+      if (next === undefined) break;
+      start = Math.max(start, next.offset + next.bytes.length);
+      at += 1;
+    }
+  }
+}

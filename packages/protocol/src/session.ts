@@ -1,0 +1,794 @@
+/**
+ * A session: the streams between one edge process and one agent process, over one or more links. Both ends run this
+ * code; they differ in `role` only, and only the edge opens streams.
+ *
+ * Pure: messages and `now` go in (`receive`, `tick`), frames and events come out (`poll`, `takeEvent`), `nextTimeout`
+ * says when to come back. Frames are pulled by a link that has room, never pushed, so what is queued stays here, where
+ * it is bounded by credit, and a control frame never waits behind megabytes of data.
+ *
+ * Streams are not bound to a link for life. When a link is lost, each of its streams takes another one and both ends
+ * tell each other how far they got (RESUME); what had not arrived is sent again from the send buffer. Offsets are
+ * absolute, so a byte that arrives twice is recognised and a byte that is missing is never skipped.
+ */
+import { Budget } from "./budget.ts";
+import { CloseCode, ProtocolError, ResetCode } from "./codes.ts";
+import { DATA_HEADER_BYTES, decodeFrame, encodeFrame, type Frame, type ResumeFrame, writeDataHeader } from "./frame.ts";
+import type { FrameWriter } from "./frame-writer.ts";
+import { LinkState } from "./link-state.ts";
+import type { Open } from "./messages.ts";
+import { CreditExceeded, ReceiveBuffer } from "./receive-buffer.ts";
+import { Stream } from "./stream.ts";
+
+export type SessionRole = "edge" | "agent";
+
+export interface SessionOptions {
+  readonly role: SessionRole;
+  /** The most streams at once, as the agent's HELLO says; at least 1. */
+  readonly maxStreams: number;
+  /** Credit of each stream towards the agent before ACCEPT, in bytes, as the agent's HELLO says. */
+  readonly initialCredit: number;
+  /** Window of each stream for what this end receives, in bytes. Default 256 KiB. */
+  readonly windowBytes?: number;
+  /** A link on which nothing was heard for this long is lost. Default 25,000. */
+  readonly heartbeatTimeoutMs?: number;
+  /** A PING goes out on each link this often. Default 10,000. */
+  readonly heartbeatIntervalMs?: number;
+  /** How long streams outlive the last link. Default 60,000. */
+  readonly resumeTimeoutMs?: number;
+}
+
+/** What an edge asks for when it opens a stream. */
+export type OpenRequest = Omit<Open, "stream" | "limit">;
+
+/** Why `open` did not open. */
+export type OpenRefusal = "noLink" | "streamLimit" | "draining" | "idsExhausted";
+
+export type SessionEvent =
+  | ({ readonly type: "open" } & Open)
+  | { readonly type: "accept"; readonly stream: number; readonly address: string }
+  /** In order and without gap; `bytes` may be a view of the message that was given to `receive`. */
+  | { readonly type: "data"; readonly stream: number; readonly bytes: Uint8Array }
+  /** The peer's direction is complete; every byte of it was handed over before. */
+  | { readonly type: "end"; readonly stream: number }
+  /** There is credit again after `write` had said that there is none. */
+  | { readonly type: "writable"; readonly stream: number }
+  /** The stream is gone. `peer` tells who decided: the other end, or this one (session lost, violation). */
+  | { readonly type: "reset"; readonly stream: number; readonly code: number; readonly by: "peer" | "session" }
+  /** Both directions ended cleanly and the peer has everything; the stream is gone. */
+  | { readonly type: "finished"; readonly stream: number }
+  /** The caller closes the transport of this link; nothing that it still delivers is processed. */
+  | { readonly type: "linkLost"; readonly link: number; readonly code: CloseCode; readonly reason: string }
+  /** The last link is gone; streams wait for `resumeTimeoutMs`. */
+  | { readonly type: "detached" }
+  /** The peer takes no new streams. */
+  | { readonly type: "goAway"; readonly code: number; readonly reason: string }
+  /** The session is over; a reset event for every stream that was left precedes it. */
+  | { readonly type: "ended"; readonly code: CloseCode; readonly reason: string };
+
+const DEFAULT_WINDOW_BYTES = 262_144;
+
+/** Breaches of credit that a session survives within `CREDIT_BREACH_PERIOD_MS`; each costs its stream. */
+const MAX_CREDIT_BREACHES = 2;
+const CREDIT_BREACH_PERIOD_MS = 60_000;
+
+/** Late DATA shorter than this counts against the budget; longer late DATA is what was in flight at a reset. */
+const USELESS_DATA_BYTES = 256;
+
+export class Session {
+  readonly role: SessionRole;
+  readonly #maxStreams: number;
+  readonly #initialCredit: number;
+  readonly #windowBytes: number;
+  readonly #heartbeatIntervalMs: number;
+  readonly #heartbeatTimeoutMs: number;
+  readonly #resumeTimeoutMs: number;
+
+  /** Bounded by `maxStreams`; a stream whose RESET is not answered yet counts. */
+  readonly #streams = new Map<number, Stream>();
+  /** Bounded by the caller: at most 16, as HELLO says. */
+  readonly #links = new Map<number, LinkState>();
+  readonly #events: SessionEvent[] = [];
+  #eventHead = 0;
+  readonly #useless: Budget;
+
+  #lastStream = 0;
+  /** Agent: ids below `#lastStream` whose OPEN has not arrived yet, because another link was faster. */
+  readonly #unseen = new Set<number>();
+  #detachedAt: number | undefined;
+  #creditBreaches: number[] = [];
+  #draining = false;
+  #peerDraining = false;
+  #ended = false;
+  #nextPingToken = 1;
+
+  /** Counters for metrics; plain numbers that only grow. */
+  readonly counters = { retransmittedBytes: 0, resumptions: 0, uselessFrames: 0, linksLost: 0 };
+
+  constructor(options: SessionOptions) {
+    this.role = options.role;
+    this.#maxStreams = options.maxStreams;
+    this.#initialCredit = options.initialCredit;
+    this.#windowBytes = options.windowBytes ?? DEFAULT_WINDOW_BYTES;
+    this.#heartbeatIntervalMs = options.heartbeatIntervalMs ?? 10_000;
+    this.#heartbeatTimeoutMs = options.heartbeatTimeoutMs ?? 25_000;
+    this.#resumeTimeoutMs = options.resumeTimeoutMs ?? 60_000;
+    // Resets that cross each other are honest and useless; all streams at once may do so.
+    this.#useless = new Budget({ capacity: 2_000 + options.maxStreams, perSecond: 1_000 });
+  }
+
+  // ── what the application asks ──────────────────────────────────────────────────────────────────────────────────
+
+  get streamCount(): number {
+    return this.#streams.size;
+  }
+
+  get linkCount(): number {
+    return this.#links.size;
+  }
+
+  get ended(): boolean {
+    return this.#ended;
+  }
+
+  /** No new streams: this end or the peer is draining, or the session is over. */
+  get draining(): boolean {
+    return this.#draining || this.#peerDraining || this.#ended;
+  }
+
+  /** Bytes of all streams that are in memory at this end. Linear in the number of streams: for metrics only. */
+  get heldBytes(): number {
+    let bytes = 0;
+    for (const stream of this.#streams.values()) bytes += stream.heldBytes;
+    return bytes;
+  }
+
+  /** Smoothed round trip of a link in milliseconds, once measured. */
+  roundTripMs(link: number): number | undefined {
+    return this.#links.get(link)?.roundTripMs;
+  }
+
+  /** Edge only: opens a stream on the least loaded link and returns its id, or says why not. */
+  open(request: OpenRequest): number | OpenRefusal {
+    if (this.role !== "edge") throw new Error("only the edge opens streams");
+    if (this.draining) return "draining";
+    if (this.#streams.size >= this.#maxStreams) return "streamLimit";
+    if (this.#lastStream >= 0xffff_ffff) return "idsExhausted";
+    const link = this.#leastLoaded();
+    if (link === undefined) return "noLink";
+    this.#lastStream += 1;
+    const id = this.#lastStream;
+    const stream = new Stream({
+      id,
+      sendLimit: this.#initialCredit,
+      receive: new ReceiveBuffer(this.#windowBytes, this.#windowBytes),
+      open: { stream: id, ...request, limit: this.#windowBytes },
+    });
+    stream.owesOpen = true;
+    this.#streams.set(id, stream);
+    this.#assign(stream, link);
+    this.#schedule(stream);
+    return id;
+  }
+
+  /** Agent only: the target is connected. */
+  accept(id: number, address: string): void {
+    const stream = this.#streams.get(id);
+    if (stream === undefined || stream.phase !== "opening") return;
+    stream.phase = "open";
+    stream.openMessage = undefined;
+    stream.acceptedAddress = address;
+    stream.owesAccept = true;
+    this.#schedule(stream);
+  }
+
+  /**
+   * Queues bytes, which the caller does not change afterwards. Returns whether more may follow; after false a
+   * `writable` event comes. Bytes for a stream that is gone are dropped: its `reset` event is on its way.
+   */
+  write(id: number, bytes: Uint8Array): boolean {
+    const stream = this.#streams.get(id);
+    if (stream === undefined || stream.phase === "resetting") return true;
+    if (stream.ending) throw new Error("write after end");
+    stream.send.append(bytes);
+    this.#schedule(stream);
+    stream.blocked = !stream.writable;
+    return !stream.blocked;
+  }
+
+  /** Ends this end's direction after everything written. */
+  end(id: number): void {
+    const stream = this.#streams.get(id);
+    if (stream === undefined || stream.ending || stream.phase === "resetting") return;
+    stream.ending = true;
+    this.#schedule(stream);
+  }
+
+  /** Aborts both directions. No event follows; nothing that was not delivered yet is. */
+  reset(id: number, code: ResetCode): void {
+    const stream = this.#streams.get(id);
+    if (stream !== undefined && stream.phase !== "resetting") this.#startReset(stream, code);
+  }
+
+  /** `count` bytes of `data` events have left the process. */
+  consume(id: number, count: number): void {
+    const stream = this.#streams.get(id);
+    if (stream === undefined || stream.phase === "resetting") return;
+    stream.receive.consume(count);
+    if (stream.receive.creditDue) {
+      stream.owesCredit = true;
+      this.#schedule(stream);
+    }
+  }
+
+  /** The `end` event has been carried out: the destination has all bytes and the FIN. */
+  consumeEnd(id: number): void {
+    const stream = this.#streams.get(id);
+    if (stream === undefined || !stream.endDelivered || stream.endConsumed || stream.phase === "resetting") return;
+    stream.endConsumed = true;
+    stream.owesCredit = true;
+    this.#schedule(stream);
+  }
+
+  /** Bytes held for sending, for a stream's stall and memory figures; 0 for an unknown one. */
+  unsentBytes(id: number): number {
+    const stream = this.#streams.get(id);
+    return stream === undefined ? 0 : stream.send.queued - stream.cursor;
+  }
+
+  /** Takes no new streams from now on and tells the peer. Running streams go on. */
+  goAway(code: CloseCode, reason: string): void {
+    if (this.#draining || this.#ended) return;
+    this.#draining = true;
+    for (const link of this.#links.values()) link.urgent.push(encodeFrame({ type: "goAway", code, reason }));
+  }
+
+  /** Ends the session now: every stream is reset here, and at the peer when it notices that its links are gone. */
+  close(code: CloseCode, reason: string): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    for (const stream of this.#streams.values()) {
+      if (stream.phase !== "resetting") {
+        this.#emit({ type: "reset", stream: stream.id, code: resetCodeOf(code), by: "session" });
+      }
+      stream.send.clear();
+    }
+    this.#streams.clear();
+    for (const link of this.#links.values()) this.#emit({ type: "linkLost", link: link.id, code, reason });
+    this.#links.clear();
+    this.#unseen.clear();
+    this.#detachedAt = undefined;
+    this.#emit({ type: "ended", code, reason });
+  }
+
+  // ── links ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  /** A link is ready, its greetings exchanged. Streams that have none continue on it. */
+  attach(id: number, now: number): void {
+    if (this.#ended) throw new Error("the session has ended");
+    if (this.#links.has(id)) throw new Error("the link is attached already");
+    const link = new LinkState(id, now, this.#heartbeatIntervalMs);
+    this.#links.set(id, link);
+    if (this.#detachedAt !== undefined) this.counters.resumptions += 1;
+    this.#detachedAt = undefined;
+    if (this.#draining) link.urgent.push(encodeFrame({ type: "goAway", code: CloseCode.drain, reason: "" }));
+    for (const stream of this.#streams.values()) {
+      if (stream.link === undefined) this.#move(stream, link);
+    }
+  }
+
+  /** The transport of a link is gone. Its streams continue on another, or wait. */
+  detach(id: number, now: number): void {
+    const link = this.#links.get(id);
+    if (link === undefined) return;
+    this.#links.delete(id);
+    this.counters.linksLost += 1;
+    for (const stream of this.#streams.values()) {
+      if (stream.link === link) this.#move(stream, this.#leastLoaded());
+    }
+    if (this.#links.size === 0 && !this.#ended) {
+      this.#detachedAt = now;
+      this.#emit({ type: "detached" });
+    }
+  }
+
+  /** Whether `poll` has frames for this link. */
+  wantsWrite(id: number): boolean {
+    return this.#links.get(id)?.hasFrames ?? false;
+  }
+
+  /**
+   * A message arrived. A violation ends the session: the events say so. Messages of links that are not attached are
+   * ignored, so nothing behind a fatal frame is processed.
+   */
+  receive(id: number, message: Uint8Array, now: number): void {
+    const link = this.#links.get(id);
+    if (link === undefined) return;
+    link.lastReceivedAt = now;
+    let stream = 0;
+    try {
+      const frame = decodeFrame(message);
+      if (frame.type === "data" || frame.type === "end") stream = frame.stream;
+      this.#handle(link, frame, now);
+    } catch (error) {
+      if (!(error instanceof ProtocolError)) throw error;
+      if (error instanceof CreditExceeded && this.#forgiveBreach(stream, now)) return;
+      this.close(error.code, error.message);
+    }
+  }
+
+  /** Writes as many frames for this link as the writer has room for. */
+  poll(id: number, writer: FrameWriter, now: number): void {
+    const link = this.#links.get(id);
+    if (link === undefined) return;
+    if (!this.#writeControl(link, writer, now)) return;
+    this.#writeData(link, writer);
+  }
+
+  // ── time ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  /** When `tick` is to be called next; undefined when nothing is waited for. */
+  nextTimeout(): number | undefined {
+    if (this.#ended) return undefined;
+    if (this.#detachedAt !== undefined) return this.#detachedAt + this.#resumeTimeoutMs;
+    let next: number | undefined;
+    for (const link of this.#links.values()) {
+      const due = Math.min(link.nextPingAt, link.lastReceivedAt + this.#heartbeatTimeoutMs);
+      if (next === undefined || due < next) next = due;
+    }
+    return next;
+  }
+
+  tick(now: number): void {
+    if (this.#ended) return;
+    if (this.#detachedAt !== undefined) {
+      if (now >= this.#detachedAt + this.#resumeTimeoutMs) this.close(CloseCode.timeout, "not resumed in time");
+      return;
+    }
+    for (const link of this.#links.values()) {
+      if (now >= link.lastReceivedAt + this.#heartbeatTimeoutMs) {
+        this.#emit({ type: "linkLost", link: link.id, code: CloseCode.timeout, reason: "nothing heard" });
+        this.detach(link.id, now);
+      } else if (now >= link.nextPingAt) {
+        link.owesPing = true;
+        link.nextPingAt = now + this.#heartbeatIntervalMs;
+      }
+    }
+  }
+
+  /** The next thing that happened, in order; undefined when there is none. */
+  takeEvent(): SessionEvent | undefined {
+    const event = this.#events[this.#eventHead];
+    if (event === undefined) return undefined;
+    this.#eventHead += 1;
+    if (this.#eventHead === this.#events.length) {
+      this.#events.length = 0;
+      this.#eventHead = 0;
+    }
+    return event;
+  }
+
+  // ── receiving ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+  #handle(link: LinkState, frame: Frame, now: number): void {
+    switch (frame.type) {
+      case "data": {
+        const stream = this.#known(frame.stream);
+        if (stream === undefined || stream.phase === "resetting") {
+          if (frame.bytes.length < USELESS_DATA_BYTES) this.#countUseless(now);
+          return;
+        }
+        let bytes = stream.receive.receive(frame.offset, frame.bytes);
+        while (bytes !== undefined) {
+          this.#emit({ type: "data", stream: stream.id, bytes });
+          bytes = stream.receive.takeHeld();
+        }
+        this.#deliverEnd(stream);
+        return;
+      }
+      case "end": {
+        const stream = this.#known(frame.stream);
+        if (stream === undefined || stream.phase === "resetting") return this.#countUseless(now);
+        stream.receive.end(frame.offset);
+        this.#deliverEnd(stream);
+        return;
+      }
+      case "credit": {
+        const stream = this.#known(frame.stream);
+        if (stream === undefined || stream.phase === "resetting") return;
+        const before = stream.send.acknowledged + stream.sendLimit;
+        this.#acknowledge(stream, frame);
+        if (before === stream.send.acknowledged + stream.sendLimit && !frame.endConsumed) this.#countUseless(now);
+        this.#removeIfFinished(stream);
+        return;
+      }
+      case "resume":
+        this.#handleResume(link, frame, now);
+        return;
+      case "reset": {
+        if (this.role === "agent") {
+          // An edge that gives up before its OPEN went out sends RESET alone, and a lost OPEN is not repeated then.
+          this.#noteStream(frame.stream);
+          this.#unseen.delete(frame.stream);
+        }
+        const stream = this.#known(frame.stream);
+        this.#pushClosed(link, frame.stream);
+        if (stream === undefined) return this.#countUseless(now);
+        if (stream.phase !== "resetting") {
+          this.#emit({ type: "reset", stream: stream.id, code: frame.code, by: "peer" });
+        }
+        this.#remove(stream);
+        return;
+      }
+      case "closed": {
+        const stream = this.#known(frame.stream);
+        if (stream === undefined) return this.#countUseless(now);
+        if (stream.phase === "resetting") {
+          this.#remove(stream);
+        } else if (stream.endSent && stream.endConsumed) {
+          // The peer forgot the stream because it was through on both sides; only its last word had been lost.
+          stream.endAcknowledged = true;
+          stream.endConsumedAnnounced = true;
+          this.#removeIfFinished(stream);
+        } else {
+          this.#emit({ type: "reset", stream: stream.id, code: ResetCode.stateLost, by: "peer" });
+          this.#remove(stream);
+        }
+        return;
+      }
+      case "open":
+        this.#handleOpen(link, frame, now);
+        return;
+      case "accept": {
+        if (this.role === "agent") throw new ProtocolError("accept at the agent");
+        const stream = this.#known(frame.stream);
+        if (stream === undefined || stream.phase === "resetting") return this.#countUseless(now);
+        if (stream.phase === "open") return this.#countUseless(now);
+        stream.phase = "open";
+        stream.openMessage = undefined;
+        stream.owesOpen = false;
+        this.#emit({ type: "accept", stream: stream.id, address: frame.address });
+        this.#raiseLimit(stream, frame.limit);
+        return;
+      }
+      case "goAway":
+        if (!this.#peerDraining) {
+          this.#peerDraining = true;
+          this.#emit({ type: "goAway", code: frame.code, reason: frame.reason });
+        } else {
+          this.#countUseless(now);
+        }
+        return;
+      case "ping":
+        this.#countUseless(now);
+        link.owesPong = frame.token;
+        return;
+      case "pong":
+        if (link.pingSentAt !== undefined && frame.token === link.pingToken) {
+          const sample = now - link.pingSentAt;
+          link.roundTripMs = link.roundTripMs === undefined ? sample : link.roundTripMs * 0.875 + sample * 0.125;
+          link.pingSentAt = undefined;
+        } else {
+          this.#countUseless(now);
+        }
+        return;
+      case "hello":
+      case "welcome":
+        throw new ProtocolError("greeting inside a session");
+    }
+  }
+
+  #handleOpen(link: LinkState, frame: { readonly type: "open" } & Open, now: number): void {
+    if (this.role === "edge") throw new ProtocolError("open at the edge");
+    const fresh = this.#noteStream(frame.stream) || this.#unseen.delete(frame.stream);
+    if (!fresh) {
+      const stream = this.#streams.get(frame.stream);
+      this.#countUseless(now);
+      // Repeated because its link was lost: the answer may have been lost with it.
+      if (stream === undefined) {
+        this.#pushClosed(link, frame.stream);
+      } else if (stream.phase === "open") {
+        this.#assign(stream, link);
+        stream.owesAccept = true;
+        this.#schedule(stream);
+      }
+      return;
+    }
+    if (this.#streams.size >= this.#maxStreams || this.#draining) {
+      // Refused without state; if this word is lost, the repeated OPEN is answered by CLOSED.
+      const code = this.#draining ? ResetCode.shutdown : ResetCode.limit;
+      this.#pushUrgent(link, { type: "reset", stream: frame.stream, offset: 0, code });
+      return;
+    }
+    const { type: _, ...open } = frame;
+    const stream = new Stream({
+      id: frame.stream,
+      sendLimit: frame.limit,
+      receive: new ReceiveBuffer(this.#initialCredit, this.#windowBytes),
+    });
+    this.#streams.set(stream.id, stream);
+    this.#assign(stream, link);
+    this.#emit({ type: "open", ...open });
+  }
+
+  #handleResume(link: LinkState, frame: ResumeFrame, now: number): void {
+    const stream = this.#known(frame.stream);
+    if (stream === undefined) {
+      this.#countUseless(now);
+      if (frame.request) this.#pushClosed(link, frame.stream);
+      return;
+    }
+    if (frame.request) {
+      if (frame.epoch <= stream.peerEpoch) return this.#countUseless(now);
+      stream.peerEpoch = frame.epoch;
+      // The peer has given up the link on which this stream ran, whether or not we have noticed.
+      this.#assign(stream, link);
+      if (stream.phase === "resetting") {
+        stream.owesReset = true;
+        this.#schedule(stream);
+        return;
+      }
+      if (stream.phase === "opening" && this.role === "edge") stream.owesOpen = true;
+      stream.owesAnswer = frame.epoch;
+    } else if (frame.epoch !== stream.epoch || !stream.awaitingResume) {
+      return this.#countUseless(now);
+    }
+    if (stream.phase === "resetting") return;
+    if (frame.received > stream.highestSent) throw new ProtocolError("resume beyond what was sent");
+    if (frame.received < stream.send.acknowledged) {
+      // Its state is older than what it had acknowledged: the bytes in between are gone.
+      this.#emit({ type: "reset", stream: stream.id, code: ResetCode.stateLost, by: "session" });
+      this.#startReset(stream, ResetCode.stateLost);
+      return;
+    }
+    this.#acknowledge(stream, frame);
+    stream.awaitingResume = false;
+    stream.cursor = frame.received;
+    if (stream.endSent && !frame.endReceived) stream.endSent = false;
+    this.#schedule(stream);
+    this.#removeIfFinished(stream);
+  }
+
+  /** Applies what CREDIT and RESUME have in common. Values that are older than what is known change nothing. */
+  #acknowledge(stream: Stream, frame: { consumed: number; limit: number; endConsumed: boolean }): void {
+    if (frame.consumed > stream.highestSent) throw new ProtocolError("credit for bytes that were not sent");
+    if (frame.limit < frame.consumed) throw new ProtocolError("limit below what was consumed");
+    if (frame.endConsumed) {
+      if (!stream.endSent && !stream.ending) throw new ProtocolError("end acknowledged that was not sent");
+      if (frame.consumed !== stream.send.queued) throw new ProtocolError("end acknowledged before its bytes");
+      stream.endAcknowledged = true;
+    }
+    stream.send.acknowledge(frame.consumed);
+    if (stream.cursor < stream.send.acknowledged) stream.cursor = stream.send.acknowledged;
+    this.#raiseLimit(stream, frame.limit);
+  }
+
+  #raiseLimit(stream: Stream, limit: number): void {
+    if (limit > stream.sendLimit) stream.sendLimit = limit;
+    this.#schedule(stream);
+    if (stream.blocked && stream.writable) {
+      stream.blocked = false;
+      this.#emit({ type: "writable", stream: stream.id });
+    }
+  }
+
+  #deliverEnd(stream: Stream): void {
+    if (!stream.receive.complete || stream.endDelivered) return;
+    stream.endDelivered = true;
+    this.#emit({ type: "end", stream: stream.id });
+  }
+
+  /** More bytes than credit cost the stream; when it happens again and again, the answer is false. */
+  #forgiveBreach(id: number, now: number): boolean {
+    const stream = this.#streams.get(id);
+    this.#creditBreaches = this.#creditBreaches.filter((at) => now - at < CREDIT_BREACH_PERIOD_MS);
+    if (stream === undefined || this.#creditBreaches.length >= MAX_CREDIT_BREACHES) return false;
+    this.#creditBreaches.push(now);
+    this.#emit({ type: "reset", stream: stream.id, code: ResetCode.flowControl, by: "session" });
+    this.#startReset(stream, ResetCode.flowControl);
+    return true;
+  }
+
+  /** The stream of a frame that can only follow OPEN; undefined when it has ended here. */
+  #known(id: number): Stream | undefined {
+    const stream = this.#streams.get(id);
+    if (stream === undefined && (id > this.#lastStream || this.#unseen.has(id))) {
+      throw new ProtocolError("frame of a stream that was not opened");
+    }
+    return stream;
+  }
+
+  /** Agent: takes note of an id; true when it is higher than all before. Ids between are expected on other links. */
+  #noteStream(id: number): boolean {
+    if (id <= this.#lastStream) return false;
+    if (id - this.#lastStream + this.#unseen.size > this.#maxStreams + 1_024) {
+      throw new ProtocolError("stream ids leap");
+    }
+    for (let skipped = this.#lastStream + 1; skipped < id; skipped += 1) this.#unseen.add(skipped);
+    this.#lastStream = id;
+    return true;
+  }
+
+  #countUseless(now: number): void {
+    this.counters.uselessFrames += 1;
+    if (!this.#useless.take(now)) throw new ProtocolError("too many frames that carry nothing", CloseCode.budget);
+  }
+
+  // ── streams and links ──────────────────────────────────────────────────────────────────────────────────────────
+
+  #leastLoaded(): LinkState | undefined {
+    let best: LinkState | undefined;
+    for (const link of this.#links.values()) {
+      if (best === undefined || (best.draining && !link.draining)) best = link;
+      else if (link.draining === best.draining && link.streams < best.streams) best = link;
+    }
+    return best;
+  }
+
+  #assign(stream: Stream, link: LinkState | undefined): void {
+    if (stream.link === link) return;
+    if (stream.link !== undefined) stream.link.streams -= 1;
+    stream.link = link;
+    // The lists of the old link skip a stream that is no longer theirs.
+    stream.inControlQueue = false;
+    stream.inDataQueue = false;
+    if (link !== undefined) link.streams += 1;
+  }
+
+  /** The link of a stream is gone: what it owed may be lost, and both ends say how far they got. */
+  #move(stream: Stream, link: LinkState | undefined): void {
+    this.#assign(stream, link);
+    if (stream.phase === "resetting") {
+      stream.owesReset = true;
+    } else {
+      if (stream.phase === "opening" && this.role === "edge") stream.owesOpen = true;
+      if (stream.owesAnswer !== undefined) stream.owesAnswer = undefined;
+      stream.epoch += 1;
+      stream.owesResume = true;
+      stream.awaitingResume = true;
+    }
+    this.#schedule(stream);
+  }
+
+  #startReset(stream: Stream, code: ResetCode): void {
+    stream.phase = "resetting";
+    stream.resetCode = code;
+    stream.send.clear();
+    stream.owesReset = true;
+    this.#schedule(stream);
+  }
+
+  #removeIfFinished(stream: Stream): void {
+    if (!stream.finished) return;
+    this.#remove(stream);
+    this.#emit({ type: "finished", stream: stream.id });
+  }
+
+  #remove(stream: Stream): void {
+    this.#streams.delete(stream.id);
+    this.#assign(stream, undefined);
+    stream.send.clear();
+  }
+
+  /** Puts a stream into the lists of its link that it belongs to. */
+  #schedule(stream: Stream): void {
+    const { link } = stream;
+    if (link === undefined) return;
+    if (!stream.inControlQueue && stream.owesControl) {
+      stream.inControlQueue = true;
+      link.control.push(stream);
+    }
+    if (!stream.inDataQueue && stream.sendable) {
+      stream.inDataQueue = true;
+      link.fresh.push(stream);
+    }
+  }
+
+  #pushClosed(link: LinkState, stream: number): void {
+    this.#pushUrgent(link, { type: "closed", stream });
+  }
+
+  #pushUrgent(link: LinkState, frame: Frame): void {
+    if (link.urgent.length > this.#maxStreams + 1_024) throw new ProtocolError("too many resets", CloseCode.budget);
+    link.urgent.push(encodeFrame(frame));
+  }
+
+  #emit(event: SessionEvent): void {
+    this.#events.push(event);
+  }
+
+  // ── sending ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  /** A control frame is built only when the largest of them fits, because building it pays the debt. */
+  #writeControl(link: LinkState, writer: FrameWriter, now: number): boolean {
+    if (link.owesPong !== undefined) {
+      const frame = encodeFrame({ type: "pong", token: link.owesPong });
+      if (!writer.fits(frame.length)) return false;
+      link.owesPong = undefined;
+      writer.put(frame);
+    }
+    if (link.owesPing) {
+      const frame = encodeFrame({ type: "ping", token: this.#nextPingToken });
+      if (!writer.fits(frame.length)) return false;
+      link.owesPing = false;
+      link.pingToken = this.#nextPingToken;
+      link.pingSentAt = now;
+      this.#nextPingToken += 1;
+      writer.put(frame);
+    }
+    while (link.urgent.length > 0) {
+      if (!writer.fits(MAX_QUEUED_CONTROL_BYTES)) return false;
+      const frame = link.urgent.shift();
+      if (frame !== undefined) writer.put(frame);
+    }
+    while (link.control.length > 0) {
+      if (!writer.fits(MAX_QUEUED_CONTROL_BYTES)) return false;
+      const stream = link.control.shift();
+      if (stream === undefined) break;
+      if (stream.link !== link || !stream.inControlQueue) continue;
+      const frame = stream.nextControlFrame();
+      stream.inControlQueue = false;
+      if (frame !== undefined) writer.put(frame);
+      this.#schedule(stream);
+      this.#removeIfFinished(stream);
+    }
+    return true;
+  }
+
+  #writeData(link: LinkState, writer: FrameWriter): void {
+    for (;;) {
+      const room = writer.room();
+      if (room <= DATA_HEADER_BYTES) return;
+      const stream = this.#nextTurn(link);
+      if (stream === undefined) return;
+      const length = stream.nextDataBytes(room - DATA_HEADER_BYTES);
+      if (length > 0) {
+        const at = writer.begin(DATA_HEADER_BYTES + length);
+        writeDataHeader(writer.bytes, at, { stream: stream.id, offset: stream.cursor });
+        stream.send.read(stream.cursor, length, writer.bytes, at + DATA_HEADER_BYTES);
+        const end = stream.cursor + length;
+        this.counters.retransmittedBytes += Math.max(0, Math.min(end, stream.highestSent) - stream.cursor);
+        stream.cursor = end;
+        if (end > stream.highestSent) stream.highestSent = end;
+      }
+      if (stream.ending && !stream.endSent && stream.cursor === stream.send.queued && writer.fits(END_FRAME_BYTES)) {
+        stream.endSent = true;
+        writer.put(encodeFrame({ type: "end", stream: stream.id, offset: stream.cursor }));
+      }
+      if (stream.sendable) {
+        stream.inDataQueue = true;
+        link.bulk.push(stream);
+      }
+    }
+  }
+
+  /** The stream whose turn it is; it is in none of the lists afterwards. */
+  #nextTurn(link: LinkState): Stream | undefined {
+    for (;;) {
+      const takeFresh = link.fresh.length > 0 && (link.bulk.length === 0 || link.freshServed < link.bulk.length + 64);
+      const stream = takeFresh ? link.fresh.shift() : link.bulk.shift();
+      if (takeFresh) link.freshServed += 1;
+      else link.freshServed = 0;
+      if (stream === undefined) return undefined;
+      if (stream.link !== link || !stream.inDataQueue) continue;
+      stream.inDataQueue = false;
+      if (stream.sendable) return stream;
+    }
+  }
+}
+
+/** OPEN is the longest control frame that is queued: its texts have at most 64 + 300 + 255 + 64 bytes. */
+const MAX_QUEUED_CONTROL_BYTES = 1_024;
+const END_FRAME_BYTES = 13;
+
+function resetCodeOf(code: CloseCode): ResetCode {
+  switch (code) {
+    case CloseCode.drain:
+      return ResetCode.shutdown;
+    case CloseCode.protocol:
+    case CloseCode.tooLarge:
+    case CloseCode.budget:
+      return ResetCode.protocolViolation;
+    default:
+      return ResetCode.sessionLost;
+  }
+}
