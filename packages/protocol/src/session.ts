@@ -229,10 +229,9 @@ export class Session {
     this.#schedule(stream);
   }
 
-  /** Bytes held for sending, for a stream's stall and memory figures; 0 for an unknown one. */
-  unsentBytes(id: number): number {
-    const stream = this.#streams.get(id);
-    return stream === undefined ? 0 : stream.send.queued - stream.cursor;
+  /** What the peer has taken out of its process, for a stream's progress; 0 for an unknown one. */
+  acknowledgedBytes(id: number): number {
+    return this.#streams.get(id)?.send.acknowledged ?? 0;
   }
 
   /** Takes no new streams from now on and tells the peer. Running streams go on. */

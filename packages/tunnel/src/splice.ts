@@ -1,0 +1,201 @@
+/**
+ * Joins a TCP socket and a stream of the tunnel, the same at both ends: at the edge the socket is the partner's
+ * connection, at the agent the target's.
+ *
+ * - Bytes from the socket are handed over as they are; reading pauses while the stream has no credit.
+ * - Bytes from the stream return their credit in the write callback of the socket, never on arrival.
+ * - Each direction ends on its own: FIN becomes END, END becomes FIN after every byte before it.
+ * - An abort of one side is an abort of the other: RESET becomes RST, a broken socket becomes RESET. A transfer that
+ *   was cut short never looks complete.
+ *
+ * The splice closes the socket; whoever made the splice hears once how it ended.
+ */
+import type { Socket } from "node:net";
+import { ResetCode } from "@sallyport/protocol";
+import { ActivityTimer } from "./activity-timer.ts";
+import type { StreamHandler, TunnelStream } from "./session-driver.ts";
+
+export type SpliceEnd =
+  /** Both directions ended after their last byte. */
+  | { readonly type: "finished" }
+  /** The socket broke or was reset by its peer; `error` is the system's code, such as ECONNRESET. */
+  | { readonly type: "socketReset"; readonly error: string }
+  /** The other end of the tunnel aborted, or the session did (`by`). */
+  | { readonly type: "streamReset"; readonly code: number; readonly by: "peer" | "session" }
+  | { readonly type: "timeout"; readonly kind: "idle" | "halfClose" }
+  /** `abort` was called. */
+  | { readonly type: "aborted"; readonly code: ResetCode };
+
+export interface SpliceOptions {
+  /** No byte in either direction for this long aborts both; 0: never. */
+  readonly idleTimeoutMs: number;
+  /** The same once one direction has ended; 0: `idleTimeoutMs` goes on to hold. */
+  readonly halfCloseTimeoutMs: number;
+  /** Edge: the agent has connected the target. */
+  readonly onAccept?: (address: string) => void;
+  /** Called once, when the stream is settled and the socket is closed or being closed. */
+  readonly onEnd: (end: SpliceEnd) => void;
+}
+
+export class Splice implements StreamHandler {
+  /** Bytes read from the socket. */
+  bytesFromSocket = 0;
+  /** Bytes that the socket has taken. */
+  bytesToSocket = 0;
+  /** When the first byte of each direction came, by `performance.now()`. */
+  firstByteFromSocketAt: number | undefined;
+  firstByteToSocketAt: number | undefined;
+
+  readonly #socket: Socket;
+  readonly #stream: TunnelStream;
+  readonly #options: SpliceOptions;
+  readonly #timer: ActivityTimer;
+  /** Lengths of the writes that the socket has not confirmed; bounded by the window of the stream. */
+  #pending: number[] = [];
+  #pendingHead = 0;
+  #corked = false;
+  #ended = false;
+
+  /** The socket was made with `allowHalfOpen` and is paused; the splice owns it from now on. */
+  constructor(socket: Socket, stream: TunnelStream, options: SpliceOptions) {
+    this.#socket = socket;
+    this.#stream = stream;
+    this.#options = options;
+    this.#timer = new ActivityTimer({
+      idleTimeoutMs: options.idleTimeoutMs,
+      halfCloseTimeoutMs: options.halfCloseTimeoutMs,
+      progress: () => stream.acknowledgedBytes,
+      onIdle: (kind) => {
+        this.#abort(kind === "idle" ? ResetCode.idleTimeout : ResetCode.halfCloseTimeout, { type: "timeout", kind });
+      },
+    });
+    socket.on("data", this.#onSocketData);
+    socket.on("end", this.#onSocketEnd);
+    socket.on("finish", this.#onSocketFinish);
+    socket.on("error", this.#onSocketError);
+    socket.on("close", this.#onSocketClose);
+    // The error may have come before there was a listener of ours.
+    if (socket.destroyed) this.#onSocketClose();
+  }
+
+  /** Lets bytes flow from the socket. */
+  start(): void {
+    this.#socket.resume();
+  }
+
+  /** Resets both sides. */
+  abort(code: ResetCode): void {
+    this.#abort(code, { type: "aborted", code });
+  }
+
+  // ── socket → stream ──
+
+  readonly #onSocketData = (bytes: Buffer): void => {
+    if (this.#ended) return;
+    this.firstByteFromSocketAt ??= performance.now();
+    this.bytesFromSocket += bytes.length;
+    this.#timer.touch();
+    if (!this.#stream.write(bytes)) this.#socket.pause();
+  };
+
+  onWritable(): void {
+    if (!this.#ended) this.#socket.resume();
+  }
+
+  readonly #onSocketEnd = (): void => {
+    if (this.#ended) return;
+    this.#timer.halfClose();
+    this.#stream.end();
+  };
+
+  // ── stream → socket ──
+
+  onAccept(address: string): void {
+    this.#options.onAccept?.(address);
+  }
+
+  onData(bytes: Uint8Array): void {
+    if (this.#ended) return;
+    this.firstByteToSocketAt ??= performance.now();
+    this.#timer.touch();
+    if (!this.#corked) {
+      this.#corked = true;
+      this.#socket.cork();
+      this.#stream.uncorkLater(this);
+    }
+    this.#pending.push(bytes.length);
+    this.#socket.write(bytes, this.#onWritten);
+  }
+
+  /** Called by the driver when all messages at hand have been handled. */
+  uncork(): void {
+    this.#corked = false;
+    this.#socket.uncork();
+  }
+
+  readonly #onWritten = (error?: Error | null): void => {
+    const count = this.#pending[this.#pendingHead] ?? 0;
+    this.#pendingHead += 1;
+    if (this.#pendingHead === this.#pending.length) {
+      this.#pending = [];
+      this.#pendingHead = 0;
+    } else if (this.#pendingHead > 256) {
+      this.#pending = this.#pending.slice(this.#pendingHead);
+      this.#pendingHead = 0;
+    }
+    if (error || this.#ended) return;
+    this.bytesToSocket += count;
+    this.#timer.touch();
+    this.#stream.consume(count);
+  };
+
+  onEnd(): void {
+    if (this.#ended) return;
+    this.#timer.halfClose();
+    this.#socket.end();
+  }
+
+  readonly #onSocketFinish = (): void => {
+    // Every byte and the FIN are with the kernel.
+    if (!this.#ended) this.#stream.consumeEnd();
+  };
+
+  // ── ends ──
+
+  onReset(code: number, by: "peer" | "session"): void {
+    this.#finish({ type: "streamReset", code, by });
+    this.#socket.resetAndDestroy();
+  }
+
+  onFinished(): void {
+    this.#finish({ type: "finished" });
+    // Both FINs are out; the socket closes by itself. Destroying it now could cut bytes that the kernel still holds.
+  }
+
+  readonly #onSocketError = (error: NodeJS.ErrnoException): void => {
+    if (this.#ended) return;
+    this.#stream.reset(ResetCode.connectionReset);
+    this.#finish({ type: "socketReset", error: error.code ?? "EUNKNOWN" });
+  };
+
+  readonly #onSocketClose = (): void => {
+    // A socket that closed with both directions through reports nothing else; the stream finishes in its own time.
+    if (this.#ended || (this.#socket.readableEnded && this.#socket.writableFinished)) return;
+    this.#stream.reset(ResetCode.connectionReset);
+    this.#finish({ type: "socketReset", error: "ECONNRESET" });
+  };
+
+  #abort(code: ResetCode, end: SpliceEnd): void {
+    if (this.#ended) return;
+    this.#stream.reset(code);
+    this.#finish(end);
+    this.#socket.resetAndDestroy();
+  }
+
+  #finish(end: SpliceEnd): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    this.#timer.stop();
+    this.#options.onEnd(end);
+  }
+}
