@@ -3,3 +3,4 @@ export * from "./greeting.ts";
 export * from "./link.ts";
 export * from "./session-driver.ts";
 export * from "./splice.ts";
+export * from "./ending.ts";
