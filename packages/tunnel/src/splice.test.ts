@@ -1,0 +1,192 @@
+import { createHash, randomBytes } from "node:crypto";
+import { once } from "node:events";
+import type { Socket } from "node:net";
+import { afterEach, describe, expect, test } from "vitest";
+import { withDeadline } from "../../../test/support/deadline.ts";
+import { startTcpServer, type TcpServer } from "../../../test/support/tcp-server.ts";
+import { TunnelEnds, type TunnelEndsOptions } from "../../../test/support/tunnel-ends.ts";
+
+const open: { target?: TcpServer; ends?: TunnelEnds } = {};
+
+async function start(
+  onTarget: (socket: Socket) => void,
+  options: Partial<TunnelEndsOptions> = {},
+): Promise<TunnelEnds> {
+  open.target = await startTcpServer(onTarget);
+  open.ends = await TunnelEnds.start({ targetPort: open.target.port, ...options });
+  return open.ends;
+}
+
+afterEach(async () => {
+  await open.ends?.stop();
+  await open.target?.close();
+  delete open.ends;
+  delete open.target;
+});
+
+/** Everything until the end; rejects when the connection is reset. */
+async function readAll(socket: Socket): Promise<Buffer> {
+  const chunks: Buffer[] = [];
+  socket.on("data", (chunk: Buffer) => chunks.push(chunk));
+  await withDeadline(
+    new Promise<void>((resolve, reject) => {
+      socket.once("end", resolve);
+      socket.once("error", reject);
+    }),
+    { what: "end of the connection" },
+  );
+  return Buffer.concat(chunks);
+}
+
+async function resetOf(socket: Socket): Promise<string> {
+  socket.resume();
+  const [error] = (await withDeadline(once(socket, "error"), { what: "reset" })) as [NodeJS.ErrnoException];
+  return error.code ?? "";
+}
+
+describe("half-close", () => {
+  test("a target that answers only after the partner's FIN is heard in full", async () => {
+    const ends = await start(async (socket) => {
+      const request = await readAll(socket);
+      socket.end(Buffer.concat([request, request]));
+    });
+    const partner = await ends.connectPartner();
+    const request = randomBytes(300_000);
+    partner.end(request);
+    const reply = await readAll(partner);
+    expect(reply.equals(Buffer.concat([request, request]))).toBe(true);
+    expect((await ends.connections[0]!.edgeEnd).type).toBe("finished");
+    expect((await ends.connections[0]!.agentEnd).type).toBe("finished");
+  });
+
+  test("a partner goes on sending after the target's FIN", async () => {
+    const received = new Promise<Buffer>((resolve) => {
+      void start((socket) => {
+        socket.end("hello");
+        void readAll(socket).then(resolve);
+      }).then(async (ends) => {
+        const partner = await ends.connectPartner();
+        expect((await readAll(partner)).toString()).toBe("hello");
+        partner.end(Buffer.alloc(500_000, 3));
+      });
+    });
+    expect((await withDeadline(received, { what: "upload" })).length).toBe(500_000);
+    expect((await open.ends!.connections[0]!.edgeEnd).type).toBe("finished");
+  });
+
+  test("one direction ended and the other silent runs into the half-close timeout", async () => {
+    const ends = await start((socket) => socket.resume(), { halfCloseTimeoutMs: 100 });
+    const partner = await ends.connectPartner();
+    partner.end("request");
+    expect(await resetOf(partner)).toBe("ECONNRESET");
+  });
+});
+
+describe("reset", () => {
+  test("a target that resets in the middle of a transfer is seen as a reset", async () => {
+    const ends = await start((socket) => {
+      socket.write(Buffer.alloc(100_000));
+      socket.once("data", () => socket.resetAndDestroy());
+    });
+    const partner = await ends.connectPartner();
+    partner.once("data", () => partner.write("x"));
+    expect(await resetOf(partner)).toBe("ECONNRESET");
+    expect(await ends.connections[0]!.edgeEnd).toMatchObject({ type: "streamReset", code: 1, by: "peer" });
+    expect(await ends.connections[0]!.agentEnd).toMatchObject({ type: "socketReset", error: "ECONNRESET" });
+  });
+
+  test("a partner that resets in the middle of a transfer is seen as a reset", async () => {
+    const reset = new Promise<string>((resolve) => {
+      void start((socket) => {
+        socket.once("error", (error: NodeJS.ErrnoException) => resolve(error.code ?? ""));
+        socket.on("data", () => socket.write(Buffer.alloc(10_000)));
+      }).then(async (ends) => {
+        const partner = await ends.connectPartner();
+        partner.write("x");
+        partner.once("data", () => partner.resetAndDestroy());
+      });
+    });
+    expect(await withDeadline(reset, { what: "reset at the target" })).toBe("ECONNRESET");
+  });
+
+  test("an idle connection is reset on both sides", async () => {
+    const ends = await start((socket) => socket.resume(), { idleTimeoutMs: 100 });
+    const partner = await ends.connectPartner();
+    partner.write("x");
+    expect(await resetOf(partner)).toBe("ECONNRESET");
+  });
+});
+
+describe("back-pressure", () => {
+  test("a target that does not read stops the partner after bounded bytes, and loses none", async () => {
+    const paused: Socket[] = [];
+    const ends = await start((socket) => {
+      socket.pause();
+      paused.push(socket);
+    });
+    const partner = await ends.connectPartner();
+    const bytes = randomBytes(64 * 1024 * 1024);
+    partner.end(bytes);
+    // The window of the stream, the buffers of three sockets and what the kernel takes: far less than was written.
+    await withDeadline(
+      new Promise<void>((resolve) => {
+        const timer = setInterval(() => {
+          if (ends.edge.session.heldBytes < 262_144) return;
+          clearInterval(timer);
+          resolve();
+        }, 10);
+      }),
+      { what: "window filled" },
+    );
+    expect(ends.edge.session.heldBytes + ends.agent.session.heldBytes).toBeLessThan(3 * 262_144 + 65_536);
+    const target = paused[0]!;
+    const hash = createHash("sha256");
+    target.on("data", (chunk: Buffer) => hash.update(chunk));
+    target.resume();
+    await withDeadline(once(target, "end"), { what: "end at the target", timeoutMs: 20_000 });
+    expect(hash.digest("hex")).toBe(createHash("sha256").update(bytes).digest("hex"));
+  });
+});
+
+describe("link loss", () => {
+  test("a transfer in both directions survives the loss of its only link", async () => {
+    const ends = await start((socket) => socket.pipe(socket));
+    const partner = await ends.connectPartner();
+    const bytes = randomBytes(32 * 1024 * 1024);
+    const echoed = createHash("sha256");
+    let count = 0;
+    let cuts = 0;
+    partner.on("data", (chunk: Buffer) => {
+      echoed.update(chunk);
+      count += chunk.length;
+      if (count > (cuts + 1) * 4_000_000) {
+        cuts += 1;
+        for (const link of [...ends.agent.links]) link.destroy();
+        void ends.addLink();
+      }
+    });
+    partner.end(bytes);
+    await withDeadline(once(partner, "end"), { what: "echo", timeoutMs: 20_000 });
+    expect(cuts).toBeGreaterThan(4);
+    expect(echoed.digest("hex")).toBe(createHash("sha256").update(bytes).digest("hex"));
+    expect((await ends.connections[0]!.edgeEnd).type).toBe("finished");
+  });
+
+  test("when no link returns in time both sides are reset, never ended", async () => {
+    const reset = new Promise<string>((resolve) => {
+      void start(
+        (socket) => {
+          socket.once("error", (error: NodeJS.ErrnoException) => resolve(error.code ?? ""));
+          socket.write("hello");
+        },
+        { resumeTimeoutMs: 100 },
+      ).then(async (ends) => {
+        const partner = await ends.connectPartner();
+        await once(partner, "data");
+        for (const link of [...ends.agent.links]) link.destroy();
+        expect(await resetOf(partner)).toBe("ECONNRESET");
+      });
+    });
+    expect(await withDeadline(reset, { what: "reset at the target" })).toBe("ECONNRESET");
+  });
+});
