@@ -1,1 +1,279 @@
-export {};
+/** The command line of the edge (docs/operations.md). */
+import {
+  type AdminTarget,
+  adminRequest,
+  createLogger,
+  ExitCode,
+  Failure,
+  notifyService,
+  parseIpAddress,
+  printJson,
+  printTable,
+  program,
+  runProgram,
+} from "@sallyport/host";
+import { ClientStore } from "./client-store.ts";
+import { loadEdgeConfig } from "./config.ts";
+import { deploymentSettings, ipFilters } from "./deployment-settings.ts";
+import { Edge } from "./edge.ts";
+import { type PairResult, pairClient, rotateClient } from "./pairing.ts";
+
+interface ConfigOption {
+  readonly config: string;
+}
+interface OutputOptions extends ConfigOption {
+  readonly json?: boolean;
+}
+
+const DEFAULT_CONFIG = "/etc/sallyport/edge.yaml";
+
+async function serve({ config: path }: ConfigOption): Promise<void> {
+  const { log: logConfig, name } = loadEdgeConfig(path);
+  const log = createLogger({ name, level: logConfig.level });
+  const edge = await Edge.start(path, log);
+  log.info({ deployments: edge.deployments.size }, "ready");
+  notifyService("READY=1");
+
+  const done = new Promise<void>((resolve) => {
+    const onSignal = (signal: NodeJS.Signals) => {
+      if (edge.stopping) {
+        log.warn({ signal }, "stopping at once");
+        void edge.stop({ drain: false }).then(resolve);
+        return;
+      }
+      log.info({ signal }, "draining");
+      notifyService("STOPPING=1");
+      void edge.stop({ drain: true }).then(resolve);
+    };
+    process.on("SIGTERM", onSignal);
+    process.on("SIGINT", onSignal);
+  });
+  process.on("SIGHUP", () => {
+    edge.reload().then(
+      ({ restartNeeded }) => log.info({ restartNeeded }, "configuration reloaded"),
+      (error: unknown) => {
+        if (!(error instanceof Failure)) throw error;
+        log.error({ where: error.where, reason: error.message }, "configuration not reloaded; the old one stays");
+      },
+    );
+  });
+  await done;
+  log.info("stopped");
+}
+
+function check({ config: path, json }: OutputOptions): void {
+  const config = loadEdgeConfig(path);
+  const plan = deploymentSettings(config).map((settings) => ({
+    deployment: settings.name,
+    listen: `${settings.listener.host}:${settings.listener.port}`,
+    target: settings.target,
+    via: settings.via === undefined ? "direct" : `${settings.via.tunnel}/${settings.via.client}`,
+    startup: settings.startup,
+    filter: config.listeners.find(({ name }) => name === settings.listener.name)?.ipFilter ?? "none (all are allowed)",
+  }));
+  const tunnels = config.tunnels.map(({ name, listen }) => ({ tunnel: name, listen: `${listen.host}:${listen.port}` }));
+  if (json) return printJson({ valid: true, deployments: plan, tunnels });
+  printTable(plan);
+  printTable(tunnels);
+}
+
+/** Asks the running edge; when none runs, works on the state directory itself. */
+async function throughEdgeOrDirectly<T>(
+  path: string,
+  request: { path: string; body: object },
+  directly: (context: { config: ReturnType<typeof loadEdgeConfig>; clients: ClientStore }) => Promise<T> | T,
+): Promise<T> {
+  const config = loadEdgeConfig(path);
+  try {
+    return (await adminRequest(target(config), { method: "POST", ...request })) as T;
+  } catch (error) {
+    if (!(error instanceof Failure) || error.exitCode !== ExitCode.unavailable) throw error;
+    return directly({ config, clients: new ClientStore(config.stateDir) });
+  }
+}
+
+function target(config: { stateDir: string }): AdminTarget {
+  return { stateDir: config.stateDir, program: "sallyport-edge" };
+}
+
+async function ask(path: string, request: { method?: "GET" | "POST"; path: string; body?: object }): Promise<unknown> {
+  return adminRequest(target(loadEdgeConfig(path)), { method: "GET", ...request });
+}
+
+function printPairing({ line, client, tokenId }: PairResult): void {
+  process.stdout.write(`${line}\n`);
+  // On standard error, so that standard output can be piped into `join`.
+  process.stderr.write(`token ${tokenId} of client ${client}; the line above is its only copy\n`);
+}
+
+const cli = program("sallyport-edge", "Accepts partner connections in the DMZ and forwards them to private targets.");
+const command = (name: string, description: string) =>
+  cli.command(name).description(description).option("--config <file>", "configuration file", DEFAULT_CONFIG);
+
+command("serve", "run the edge in the foreground").action(serve);
+command("check", "validate the configuration without binding anything")
+  .option("--json", "print JSON")
+  .action(check);
+command("pair <client>", "make the first token of a client; prints the pairing line for `sallyport-agent join`")
+  .option("--tunnel <name>", "the tunnel that the agent reaches; needed when there are several")
+  .action(async (client: string, options: ConfigOption & { tunnel?: string }) => {
+    const { tunnel } = options;
+    const result = await throughEdgeOrDirectly<PairResult>(
+      options.config,
+      { path: "/clients/pair", body: { client, ...(tunnel === undefined ? {} : { tunnel }) } },
+      (context) => pairClient({ ...context, client, tunnel }),
+    );
+    printPairing(result);
+  });
+
+const client = cli.command("client").description("paired identities");
+const clientCommand = (name: string, description: string) =>
+  client.command(name).description(description).option("--config <file>", "configuration file", DEFAULT_CONFIG);
+clientCommand("list", "clients, their tokens and whether an agent is connected")
+  .option("--json", "print JSON")
+  .action(async ({ config: path, json }: OutputOptions) => {
+    const config = loadEdgeConfig(path);
+    let clients: { client: string; tokens: { tokenId: string; createdAt: string }[]; connected?: boolean }[];
+    try {
+      const answer = await adminRequest(target(config), { method: "GET", path: "/clients" });
+      ({ clients } = answer as { clients: typeof clients });
+    } catch (error) {
+      if (!(error instanceof Failure) || error.exitCode !== ExitCode.unavailable) throw error;
+      const stored = new ClientStore(config.stateDir).list();
+      clients = config.clients.map(({ name }) => ({
+        client: name,
+        tokens: [...(stored.find((entry) => entry.client === name)?.tokens ?? [])],
+      }));
+    }
+    if (json) return printJson({ clients });
+    printTable(
+      clients.map((entry) => ({
+        client: entry.client,
+        tokens: entry.tokens.map(({ tokenId, createdAt }) => `${tokenId} (${createdAt})`).join(", ") || "none: not paired",
+        connected: entry.connected === undefined ? "edge not running" : entry.connected ? "yes" : "no",
+      })),
+    );
+  });
+clientCommand("rotate <client>", "make a second token; revoke the old one when the agent has joined with the new")
+  .option("--tunnel <name>", "the tunnel that the agent reaches; needed when there are several")
+  .action(async (name: string, options: ConfigOption & { tunnel?: string }) => {
+    const { tunnel } = options;
+    const result = await throughEdgeOrDirectly<PairResult>(
+      options.config,
+      { path: "/clients/rotate", body: { client: name, ...(tunnel === undefined ? {} : { tunnel }) } },
+      (context) => rotateClient({ ...context, client: name, tunnel }),
+    );
+    printPairing(result);
+  });
+clientCommand("revoke <client> [token]", "revoke one token (by its id) or all; links that used it are cut at once")
+  .option("--json", "print JSON")
+  .action(async (name: string, token: string | undefined, options: OutputOptions) => {
+    const result = await throughEdgeOrDirectly<{ client: string; revoked: readonly string[] }>(
+      options.config,
+      { path: "/clients/revoke", body: { client: name, ...(token === undefined ? {} : { token }) } },
+      ({ clients }) => ({ client: name, revoked: clients.revoke(name, token) }),
+    );
+    if (options.json) return printJson(result);
+    process.stdout.write(`revoked ${result.revoked.join(", ")}\n`);
+  });
+
+command("status", "what the running edge does")
+  .option("--json", "print JSON")
+  .action(async ({ config, json }: OutputOptions) => {
+    const status = (await ask(config, { path: "/status" })) as {
+      name: string;
+      ready: boolean;
+      notReady: string[];
+      connections: number;
+      agents: object[];
+      deployments: object[];
+    };
+    if (json) return printJson(status);
+    process.stdout.write(`${status.name}: ${status.ready ? "ready" : "not ready"}, ${status.connections} connections\n`);
+    for (const reason of status.notReady) process.stdout.write(`  ${reason}\n`);
+    printTable(status.deployments.map(deploymentRow));
+    printTable(status.agents);
+  });
+command("deployments", "deployments and their state")
+  .option("--json", "print JSON")
+  .action(async ({ config, json }: OutputOptions) => {
+    const answer = (await ask(config, { path: "/deployments" })) as { deployments: object[] };
+    if (json) return printJson(answer);
+    printTable(answer.deployments.map(deploymentRow));
+  });
+command("connections", "live partner connections")
+  .option("--json", "print JSON")
+  .option("--deployment <name>", "only those of one deployment")
+  .action(async ({ config, json, deployment }: OutputOptions & { deployment?: string }) => {
+    const body = deployment === undefined ? {} : { deployment };
+    const answer = (await ask(config, { method: "POST", path: "/connections", body })) as { connections: object[] };
+    if (json) return printJson(answer);
+    printTable(answer.connections);
+  });
+const connection = cli.command("connection").description("one partner connection");
+connection
+  .command("kill <id>")
+  .description("reset a connection on both sides")
+  .option("--config <file>", "configuration file", DEFAULT_CONFIG)
+  .action(async (id: string, { config }: ConfigOption) => {
+    await ask(config, { method: "POST", path: "/connections/kill", body: { connection: id } });
+  });
+
+const deployment = cli.command("deployment").description("one deployment");
+for (const verb of ["start", "stop", "restart"] as const) {
+  const verbCommand = deployment
+    .command(`${verb} <name>`)
+    .description(`${verb} a deployment`)
+    .option("--config <file>", "configuration file", DEFAULT_CONFIG)
+    .option("--json", "print JSON");
+  if (verb !== "start") verbCommand.option("--drain", "let its connections finish; without it they are reset");
+  verbCommand.action(async (name: string, options: OutputOptions & { drain?: boolean }) => {
+    const body = verb === "start" ? { name } : { name, drain: options.drain === true };
+    const answer = (await ask(options.config, { method: "POST", path: `/deployments/${verb}`, body })) as object;
+    if (options.json) return printJson(answer);
+    printTable([deploymentRow(answer)]);
+  });
+}
+
+command("test-ip <filter> <address>", "which rule of an IP filter decides over an address")
+  .option("--json", "print JSON")
+  .action(async (filter: string, address: string, { config, json }: OutputOptions) => {
+    const answer = testIpOffline(config, filter, address);
+    if (json) return printJson(answer);
+    const { rule } = answer;
+    const by =
+      rule === undefined
+        ? "the default of the filter"
+        : `rule ${rule.index + 1}, ${rule.action} ${rule.cidr}${rule.description === "" ? "" : ` (${rule.description})`}`;
+    process.stdout.write(`${answer.action}: ${answer.address} by ${by}\n`);
+  });
+command("reload", "read the configuration file again, as SIGHUP does")
+  .option("--json", "print JSON")
+  .action(async ({ config, json }: OutputOptions) => {
+    const answer = (await ask(config, { method: "POST", path: "/reload", body: {} })) as { restartNeeded: string[] };
+    if (json) return printJson(answer);
+    const { restartNeeded } = answer;
+    process.stdout.write(
+      restartNeeded.length === 0 ? "reloaded\n" : `reloaded; restart needed for: ${restartNeeded.join(", ")}\n`,
+    );
+  });
+
+/** Asked of the file, not of the running edge: the answer is wanted before a change is loaded, too. */
+function testIpOffline(path: string, filterName: string, text: string) {
+  const config = loadEdgeConfig(path);
+  const address = parseIpAddress(text);
+  if (address === undefined) throw new Failure(ExitCode.usage, "address", "not a canonical IP address");
+  const filter = ipFilters(config).get(filterName);
+  if (filter === undefined) throw new Failure(ExitCode.usage, "filter", `${filterName} is not declared in ${path}`);
+  const { action, rule } = filter.decide(address);
+  return { filter: filterName, address: text, action, rule };
+}
+
+function deploymentRow(view: object): Record<string, unknown> {
+  const { deployment, state, ready, listen, target: to, via, connections, accepted, refused, bytesIn, bytesOut } =
+    view as Record<string, unknown>;
+  const through = via as { client: string } | undefined;
+  return { deployment, state, ready, listen, target: to, client: through?.client, connections, accepted, refused, bytesIn, bytesOut };
+}
+
+await runProgram(() => cli.parseAsync().then(() => undefined));

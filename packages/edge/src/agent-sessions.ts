@@ -1,0 +1,262 @@
+/**
+ * The sessions of connected agents. A link that was authenticated says HELLO here and starts a session or joins one; a
+ * session that lost its last link waits for the same agent process to return.
+ */
+import { randomBytes } from "node:crypto";
+import { CloseCode, type Hello, type OpenRefusal, type OpenRequest, Session } from "@sallyport/protocol";
+import {
+  awaitHello,
+  Link,
+  SessionDriver,
+  type StreamHandler,
+  sendWelcome,
+  type TunnelPeer,
+  type TunnelStream,
+} from "@sallyport/tunnel";
+import type { Logger } from "pino";
+
+/** One agent process at this edge. */
+export class AgentSession {
+  readonly id: string;
+  readonly client: string;
+  readonly agent: string;
+  /** Drawn by the agent process at its start. */
+  readonly process: string;
+  readonly driver: SessionDriver;
+  readonly connectedAt = new Date();
+  /** Which token each link was authenticated with, for revocation. At most 16 links. */
+  readonly tokenOfLink = new Map<Link, string>();
+
+  constructor(options: { id: string; client: string; hello: Hello; driver: SessionDriver }) {
+    this.id = options.id;
+    this.client = options.client;
+    this.agent = options.hello.agent;
+    this.process = options.hello.process;
+    this.driver = options.driver;
+  }
+
+  get streams(): number {
+    return this.driver.session.streamCount;
+  }
+
+  get links(): number {
+    return this.driver.session.linkCount;
+  }
+
+  /** Can take a new stream now. */
+  get available(): boolean {
+    return this.links > 0 && !this.driver.session.draining;
+  }
+}
+
+export interface AgentSessionsOptions {
+  readonly edge: string;
+  readonly log: Logger;
+  readonly heartbeatIntervalMs: number;
+  readonly heartbeatTimeoutMs: number;
+  readonly resumeTimeoutMs: number;
+  /** Called when an agent came, went, or lost its last link. */
+  readonly onChange: () => void;
+}
+
+/** HELLO follows the upgrade at once; a peer that is silent now is cut. */
+const HELLO_TIMEOUT_MS = 5_000;
+const MAX_LINKS = 16;
+const MAX_SESSIONS_PER_CLIENT = 64;
+
+export class AgentSessions {
+  readonly #options: AgentSessionsOptions;
+  /** By session id. Bounded by `MAX_SESSIONS_PER_CLIENT` for each declared client. */
+  readonly #sessions = new Map<string, AgentSession>();
+  /** Links that have not said HELLO; bounded by the timeout and by the tunnel's limits before authentication. */
+  readonly #greeting = new Map<Link, { client: string; tokenId: string }>();
+  #draining = false;
+
+  /** Counters for metrics; they only grow. */
+  readonly counters = { sessions: 0, linksLost: 0, resumptions: 0, retransmittedBytes: 0 };
+
+  constructor(options: AgentSessionsOptions) {
+    this.#options = options;
+  }
+
+  get all(): Iterable<AgentSession> {
+    return this.#sessions.values();
+  }
+
+  /** Takes over a link that was authenticated. */
+  take(peer: TunnelPeer): void {
+    const link = new Link(peer, "edge");
+    this.#greeting.set(link, { client: peer.client, tokenId: peer.tokenId });
+    awaitHello(link, {
+      timeoutMs: HELLO_TIMEOUT_MS,
+      onGreeting: (hello) => {
+        this.#greeting.delete(link);
+        this.#hello(link, peer, hello);
+      },
+      onFailed: (end) => {
+        this.#greeting.delete(link);
+        this.#options.log.info(
+          { client: peer.client, remote: peer.remoteAddress, code: end.code, reason: end.reason },
+          "link closed before its greeting",
+        );
+      },
+    });
+  }
+
+  /** The session of this client with the fewest streams that can take one; undefined when no agent is connected. */
+  pick(client: string): AgentSession | undefined {
+    let best: AgentSession | undefined;
+    for (const session of this.#sessions.values()) {
+      if (session.client !== client || !session.available) continue;
+      if (best === undefined || session.streams < best.streams) best = session;
+    }
+    return best;
+  }
+
+  /** Whether an agent of this client is connected. */
+  isConnected(client: string): boolean {
+    return this.pick(client) !== undefined;
+  }
+
+  /** Opens a stream to an agent of `client`. */
+  open(
+    client: string,
+    request: OpenRequest,
+    handler: (stream: TunnelStream, session: AgentSession) => StreamHandler,
+  ): TunnelStream | OpenRefusal {
+    const session = this.pick(client);
+    if (session === undefined) return "noLink";
+    return session.driver.open(request, (stream) => handler(stream, session));
+  }
+
+  /**
+   * Cuts at once every link that `tokenId` of `client` authenticated (undefined: every token of the client). A session
+   * without another link ends, since nobody may resume it.
+   */
+  revoke(client: string, tokenId?: string): void {
+    const matches = (token: { client: string; tokenId: string }) =>
+      token.client === client && (tokenId === undefined || token.tokenId === tokenId);
+    for (const [link, token] of this.#greeting) if (matches(token)) link.destroy();
+    for (const session of [...this.#sessions.values()]) {
+      if (session.client !== client) continue;
+      const links = [...session.tokenOfLink];
+      const revoked = links.filter(([, id]) => matches({ client, tokenId: id }));
+      if (revoked.length === links.length) {
+        session.driver.close(CloseCode.authentication, "token revoked");
+        for (const [link] of links) link.destroy();
+      } else {
+        for (const [link] of revoked) link.destroy();
+      }
+    }
+  }
+
+  /** Tells every agent to expect no new streams, and greets no new ones. */
+  drain(): void {
+    this.#draining = true;
+    for (const session of this.#sessions.values()) session.driver.goAway(CloseCode.drain, "edge is shutting down");
+  }
+
+  /** Ends every session now. */
+  close(): void {
+    this.#draining = true;
+    for (const link of this.#greeting.keys()) link.destroy();
+    for (const session of [...this.#sessions.values()]) {
+      session.driver.close(CloseCode.drain, "edge is shutting down");
+    }
+  }
+
+  #hello(link: Link, peer: TunnelPeer, hello: Hello): void {
+    if (this.#draining) return link.close(CloseCode.drain, "edge is shutting down");
+    if (hello.session !== "") return this.#join(link, peer, hello);
+    let ofClient = 0;
+    for (const other of [...this.#sessions.values()]) {
+      if (other.client !== peer.client) continue;
+      ofClient += 1;
+      // The process begins anew, or another process took the name of one that is gone.
+      if (other.process === hello.process || (other.agent === hello.agent && other.links === 0)) {
+        other.driver.close(CloseCode.replaced, "replaced by a new session");
+        ofClient -= 1;
+      }
+    }
+    if (ofClient >= MAX_SESSIONS_PER_CLIENT) return link.close(CloseCode.policy, "too many agents of this client");
+    const session = this.#start(peer.client, hello);
+    this.#attach(session, { link, peer, resumed: false });
+    this.#options.log.info(this.#names(session, peer), "agent connected");
+    this.#options.onChange();
+  }
+
+  #join(link: Link, peer: TunnelPeer, hello: Hello): void {
+    const session = this.#sessions.get(hello.session);
+    // Unknown, of another client and of another process look the same from outside.
+    if (session === undefined || session.client !== peer.client || session.process !== hello.process) {
+      return link.close(CloseCode.sessionUnknown, "session unknown");
+    }
+    if (session.tokenOfLink.size >= MAX_LINKS) return link.close(CloseCode.policy, "too many links");
+    const wasDetached = session.links === 0;
+    this.#attach(session, { link, peer, resumed: true });
+    if (wasDetached) {
+      this.#options.log.info({ ...this.#names(session, peer), streams: session.streams }, "session resumed");
+      this.#options.onChange();
+    }
+  }
+
+  #attach(session: AgentSession, options: { link: Link; peer: TunnelPeer; resumed: boolean }): void {
+    const { link, peer, resumed } = options;
+    session.tokenOfLink.set(link, peer.tokenId);
+    sendWelcome(link, {
+      edge: this.#options.edge,
+      session: session.id,
+      resumed,
+      features: [],
+      resumeTimeoutMs: this.#options.resumeTimeoutMs,
+    });
+    session.driver.attach(link);
+  }
+
+  #start(client: string, hello: Hello): AgentSession {
+    const id = randomBytes(16).toString("hex");
+    const core = new Session({
+      role: "edge",
+      maxStreams: hello.maxStreams,
+      initialCredit: hello.initialCredit,
+      heartbeatIntervalMs: this.#options.heartbeatIntervalMs,
+      heartbeatTimeoutMs: this.#options.heartbeatTimeoutMs,
+      resumeTimeoutMs: this.#options.resumeTimeoutMs,
+    });
+    const { log, onChange } = this.#options;
+    const driver = new SessionDriver(core, {
+      // The protocol refuses OPEN at an edge before it becomes an event.
+      onOpen: () => undefined,
+      onGoAway: (code, reason) => {
+        log.info({ ...this.#names(session), code, reason }, "agent is draining");
+        onChange();
+      },
+      onDetached: () => {
+        log.warn({ ...this.#names(session), streams: session.streams }, "agent lost; session waits");
+        onChange();
+      },
+      onLinkClosed: (link, end) => {
+        session.tokenOfLink.delete(link);
+        this.counters.linksLost += 1;
+        log.info({ ...this.#names(session), code: end.code, reason: end.reason, links: session.links }, "link closed");
+      },
+      onEnded: (code, reason) => {
+        this.#sessions.delete(session.id);
+        this.counters.resumptions += core.counters.resumptions;
+        this.counters.retransmittedBytes += core.counters.retransmittedBytes;
+        log.info({ ...this.#names(session), code, reason }, "session ended");
+        onChange();
+      },
+    });
+    const session = new AgentSession({ id, client, hello, driver });
+    this.#sessions.set(id, session);
+    this.counters.sessions += 1;
+    return session;
+  }
+
+  #names(session: AgentSession, peer?: TunnelPeer): Record<string, unknown> {
+    // The session id lets a link join, so only its head is shown.
+    const names = { client: session.client, agent: session.agent, session: session.id.slice(0, 8) };
+    return peer === undefined ? names : { ...names, remote: peer.remoteAddress, token: peer.tokenId };
+  }
+}

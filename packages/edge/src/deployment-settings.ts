@@ -1,0 +1,40 @@
+/** From the configuration file, whose names refer to each other, to what a deployment needs. */
+import type { EdgeConfig } from "./config.ts";
+import type { DeploymentSettings } from "./deployment.ts";
+import { IpFilter } from "./ip-filter.ts";
+
+/**
+ * One settings object a deployment, in the order of the file. A filter that several listeners name is built once and
+ * shared.
+ */
+export function deploymentSettings(config: EdgeConfig): DeploymentSettings[] {
+  const filters = new Map(config.ipFilters.map((filter) => [filter.name, new IpFilter(filter)]));
+  return config.deployments.map((deployment) => {
+    const listener = config.listeners.find(({ name }) => name === deployment.listener);
+    // The schema has checked every reference.
+    if (listener === undefined) throw new Error("deployment without listener");
+    const timeouts = { ...config.timeouts, ...withoutUndefined(deployment.timeouts ?? {}) };
+    const { host, port } = listener.listen;
+    return {
+      name: deployment.name,
+      listener: { name: listener.name, host, port, maxConnections: listener.maxConnections },
+      ipFilter: listener.ipFilter === undefined ? undefined : filters.get(listener.ipFilter),
+      target: deployment.target,
+      directTarget: deployment.via === undefined ? splitTarget(deployment.target) : undefined,
+      via: deployment.via,
+      startup: deployment.startup,
+      timeouts: { connectMs: timeouts.connect, idleMs: timeouts.idle, halfCloseMs: timeouts.halfClose },
+    };
+  });
+}
+
+function splitTarget(target: string): { host: string; port: number } {
+  const colon = target.lastIndexOf(":");
+  return { host: target.slice(0, colon).replace(/^\[|\]$/g, ""), port: Number(target.slice(colon + 1)) };
+}
+
+function withoutUndefined<T extends object>(value: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
+  return Object.fromEntries(Object.entries(value).filter(([, entry]) => entry !== undefined)) as {
+    [K in keyof T]?: Exclude<T[K], undefined>;
+  };
+}

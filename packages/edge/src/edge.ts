@@ -1,0 +1,280 @@
+/**
+ * The edge program without its command line: builds the parts in order, takes a new configuration, and stops them in
+ * reverse.
+ */
+import { isDeepStrictEqual } from "node:util";
+import {
+  AdminServer,
+  type Logger,
+  listenFailure,
+  ObservabilityServer,
+  openStateDirectory,
+  Resolver,
+} from "@sallyport/host";
+import { ResetCode } from "@sallyport/protocol";
+import { TunnelServer, type TunnelServerEvent } from "@sallyport/tunnel";
+import { Registry } from "prom-client";
+import { RecordWriter } from "./access-record.ts";
+import { Admission } from "./admission.ts";
+import { adminRoutes } from "./admin-routes.ts";
+import { AgentSessions } from "./agent-sessions.ts";
+import { loadTunnelCertificate } from "./certificate.ts";
+import { ClientStore } from "./client-store.ts";
+import { type EdgeConfig, loadEdgeConfig } from "./config.ts";
+import { Deployment, type DeploymentContext } from "./deployment.ts";
+import { deploymentSettings } from "./deployment-settings.ts";
+import { registerEdgeMetrics } from "./metrics.ts";
+
+/** Keys that are read at start only; a reload that changes them says so. */
+const RESTART_KEYS = ["name", "stateDir", "metrics", "heartbeat", "resumeTimeout"] as const;
+
+export class Edge {
+  config: EdgeConfig;
+  readonly configPath: string;
+  readonly log: Logger;
+  /** By name; the configuration bounds them. */
+  readonly deployments = new Map<string, Deployment>();
+  readonly sessions: AgentSessions;
+  readonly clients: ClientStore;
+  readonly tunnels = new Map<string, TunnelServer>();
+  readonly startedAt = new Date();
+  readonly #context: DeploymentContext;
+  readonly #registry = new Registry();
+  readonly #closers: (() => Promise<void> | void)[] = [];
+  #reloading: Promise<unknown> = Promise.resolve();
+  #stopping = false;
+  #interimTimer: NodeJS.Timeout | undefined;
+
+  private constructor(config: EdgeConfig, options: { configPath: string; log: Logger; clients: ClientStore }) {
+    this.config = config;
+    this.configPath = options.configPath;
+    this.log = options.log;
+    this.clients = options.clients;
+    this.sessions = new AgentSessions({
+      edge: config.name,
+      log: options.log,
+      heartbeatIntervalMs: config.heartbeat.interval,
+      heartbeatTimeoutMs: config.heartbeat.timeout,
+      resumeTimeoutMs: config.resumeTimeout,
+      onChange: () => undefined,
+    });
+    this.#context = {
+      admission: new Admission(config.limits),
+      sessions: this.sessions,
+      resolver: new Resolver(),
+      records: new RecordWriter(options.log),
+      log: options.log,
+    };
+    registerEdgeMetrics(this.#registry, this);
+  }
+
+  /** Resolves when everything that starts by itself listens. @throws Failure; nothing is left bound then */
+  static async start(configPath: string, log: Logger): Promise<Edge> {
+    const config = loadEdgeConfig(configPath);
+    await openStateDirectory(config.stateDir);
+    const edge = new Edge(config, { configPath, log, clients: new ClientStore(config.stateDir) });
+    try {
+      await edge.#start();
+    } catch (error) {
+      await edge.stop({ drain: false });
+      throw error;
+    }
+    return edge;
+  }
+
+  get stopping(): boolean {
+    return this.#stopping;
+  }
+
+  get admission(): Admission {
+    return this.#context.admission;
+  }
+
+  /** Why the edge is not ready; empty when every deployment that starts by itself can serve a connection. */
+  get notReady(): string[] {
+    if (this.#stopping) return ["shutting down"];
+    const reasons: string[] = [];
+    for (const deployment of this.deployments.values()) {
+      if (deployment.settings.startup === "manual" && deployment.state === "stopped") continue;
+      if (deployment.state !== "running") reasons.push(`deployment ${deployment.name} does not listen`);
+      else if (!deployment.ready) {
+        reasons.push(`deployment ${deployment.name}: no agent of client ${deployment.settings.via?.client} is connected`);
+      }
+    }
+    return reasons;
+  }
+
+  /**
+   * Reads the configuration again and takes over IP filters, listeners, deployments, clients, limits, timeouts and
+   * tunnel certificates. Connections that are not concerned are not touched. @throws Failure; nothing has changed then
+   */
+  async reload(): Promise<{ restartNeeded: string[] }> {
+    // One at a time: two that overlap would leave a mixture.
+    const run = this.#reloading.then(() => this.#reload());
+    this.#reloading = run.catch(() => undefined);
+    return run;
+  }
+
+  /** With `drain`, running connections have `drainTimeout` to finish; `stop` again without it cuts them at once. */
+  async stop(options: { drain: boolean }): Promise<void> {
+    this.#stopping = true;
+    clearInterval(this.#interimTimer);
+    const deployments = [...this.deployments.values()];
+    if (options.drain) {
+      this.sessions.drain();
+      const drainTimeoutMs = this.config.drainTimeout;
+      await Promise.all(deployments.map((deployment) => deployment.stop({ type: "drain", drainTimeoutMs })));
+    } else {
+      for (const deployment of deployments) {
+        deployment.cut(ResetCode.shutdown);
+        await deployment.stop({ type: "cut" });
+      }
+    }
+    this.sessions.close();
+    for (const tunnel of this.tunnels.values()) await tunnel.close();
+    for (const close of this.#closers.splice(0).reverse()) await close();
+  }
+
+  async #start(): Promise<void> {
+    const { config } = this;
+    // Everything is made before anything listens, so that a fault leaves nothing bound.
+    for (const settings of deploymentSettings(config)) {
+      this.deployments.set(settings.name, new Deployment(settings, this.#context));
+    }
+    for (const tunnel of config.tunnels) {
+      const tls = await loadTunnelCertificate(tunnel, config.stateDir);
+      this.tunnels.set(
+        tunnel.name,
+        new TunnelServer({
+          listen: tunnel.listen,
+          tls,
+          credentials: (client) => (this.#declared(client) ? this.clients.verifiers(client) : []),
+          onPeer: (peer) => this.sessions.take(peer),
+          onEvent: (event) => this.#tunnelEvent(tunnel.name, event),
+        }),
+      );
+    }
+    const admin = new AdminServer({ stateDir: config.stateDir, routes: adminRoutes(this) });
+    await admin.listen();
+    this.#closers.push(() => admin.close());
+    if (config.metrics !== undefined) {
+      const observability = new ObservabilityServer({
+        listen: config.metrics.listen,
+        registry: this.#registry,
+        notReady: () => this.notReady,
+      });
+      const address = await observability.listen().catch((error: unknown) => {
+        throw listenFailure("metrics.listen", config.metrics?.listen, error);
+      });
+      this.#closers.push(() => observability.close());
+      this.log.info({ address: address.address, port: address.port }, "metrics listening");
+    }
+    for (const tunnel of config.tunnels) {
+      const address = await this.tunnels
+        .get(tunnel.name)
+        ?.listen()
+        .catch((error: unknown) => {
+          throw listenFailure(`tunnels.${tunnel.name}.listen`, tunnel.listen, error);
+        });
+      this.log.info({ tunnel: tunnel.name, address: address?.address, port: address?.port }, "tunnel listening");
+    }
+    for (const deployment of this.deployments.values()) {
+      if (deployment.settings.startup === "auto") await this.#startDeployment(deployment);
+    }
+    this.#armInterim();
+  }
+
+  async #startDeployment(deployment: Deployment): Promise<void> {
+    const { listener } = deployment.settings;
+    await deployment.start().catch((error: unknown) => {
+      throw listenFailure(`listeners.${listener.name}.listen`, listener, error);
+    });
+  }
+
+  async #reload(): Promise<{ restartNeeded: string[] }> {
+    const next = loadEdgeConfig(this.configPath);
+    const before = this.config;
+    const restartNeeded: string[] = RESTART_KEYS.filter((key) => !isDeepStrictEqual(before[key], next[key]));
+    const moved = (tunnel: EdgeConfig["tunnels"][number]) => {
+      const old = before.tunnels.find(({ name }) => name === tunnel.name);
+      return old === undefined || !isDeepStrictEqual(old.listen, tunnel.listen);
+    };
+    if (next.tunnels.length !== before.tunnels.length || next.tunnels.some(moved)) restartNeeded.push("tunnels");
+    // What can fail comes first: certificates are read, and new addresses are bound beside the old ones.
+    const certificates = new Map<string, Awaited<ReturnType<typeof loadTunnelCertificate>>>();
+    for (const tunnel of next.tunnels) {
+      if (this.tunnels.has(tunnel.name)) certificates.set(tunnel.name, await loadTunnelCertificate(tunnel, before.stateDir));
+    }
+    await this.#applyDeployments(next);
+    for (const [name, tls] of certificates) this.tunnels.get(name)?.setTls(tls);
+    this.config = next;
+    this.#context.admission.limits = next.limits;
+    this.log.level = next.log.level;
+    for (const { name } of before.clients) if (!this.#declared(name)) this.sessions.revoke(name);
+    this.#armInterim();
+    return { restartNeeded };
+  }
+
+  async #applyDeployments(next: EdgeConfig): Promise<void> {
+    const wanted = new Map(deploymentSettings(next).map((settings) => [settings.name, settings]));
+    const started: Deployment[] = [];
+    const undo: (() => Promise<void>)[] = [];
+    try {
+      for (const settings of wanted.values()) {
+        const existing = this.deployments.get(settings.name);
+        if (existing !== undefined) {
+          const previous = existing.settings;
+          await existing.update(settings).catch((error: unknown) => {
+            throw listenFailure(`listeners.${settings.listener.name}.listen`, settings.listener, error);
+          });
+          undo.push(() => existing.update(previous));
+          continue;
+        }
+        const deployment = new Deployment(settings, this.#context);
+        if (settings.startup === "auto") await this.#startDeployment(deployment);
+        started.push(deployment);
+      }
+    } catch (error) {
+      for (const deployment of started) await deployment.stop({ type: "cut" });
+      for (const step of undo.reverse()) await step();
+      throw error;
+    }
+    for (const deployment of started) this.deployments.set(deployment.name, deployment);
+    for (const deployment of this.deployments.values()) {
+      if (wanted.has(deployment.name)) continue;
+      // Its connections finish; the deployment is forgotten when none is left.
+      this.#retire(deployment, next.drainTimeout);
+    }
+  }
+
+  #retire(deployment: Deployment, drainTimeoutMs: number): void {
+    void deployment.stop({ type: "drain", drainTimeoutMs }).then(() => {
+      if (deployment.state === "stopped") this.deployments.delete(deployment.name);
+    });
+  }
+
+  #declared(client: string): boolean {
+    return this.config.clients.some(({ name }) => name === client);
+  }
+
+  #tunnelEvent(tunnel: string, event: TunnelServerEvent): void {
+    this.log.warn({ tunnel, ...event }, "tunnel connection refused");
+  }
+
+  /** Interim records of long connections, from one timer for all of them. */
+  #armInterim(): void {
+    clearInterval(this.#interimTimer);
+    const intervalMs = this.config.recordInterval;
+    if (intervalMs === 0) return;
+    this.#interimTimer = setInterval(() => {
+      for (const deployment of this.deployments.values()) {
+        for (const connection of deployment.connections) {
+          const { facts } = connection;
+          if (facts.totalMs >= intervalMs) this.#context.records.interim(facts);
+        }
+      }
+    }, intervalMs);
+    this.#interimTimer.unref();
+  }
+}
+

@@ -1,0 +1,69 @@
+/**
+ * A bound TCP address. It hands sockets over as the kernel accepted them: paused, half-open allowed, nothing read.
+ */
+import { createServer, type AddressInfo, type Server, type Socket } from "node:net";
+
+export interface ListenerOptions {
+  readonly name: string;
+  readonly host: string;
+  readonly port: number;
+  /** The callee owns the socket; it has an 'error' listener already. */
+  readonly onSocket: (socket: Socket) => void;
+  /** Accepting failed (for example EMFILE); the listener goes on. */
+  readonly onError: (code: string) => void;
+}
+
+/** Connections that the kernel completes before they are accepted; it takes the smaller of this and its own bound. */
+const BACKLOG = 4_096;
+
+/** Set by us: the default differs between Node 20 (16 KiB) and later (64 KiB). */
+export const SOCKET_BUFFER_BYTES = 65_536;
+
+export class Listener {
+  readonly name: string;
+  readonly #options: ListenerOptions;
+  readonly #server: Server;
+
+  constructor(options: ListenerOptions) {
+    this.name = options.name;
+    this.#options = options;
+    this.#server = createServer({
+      allowHalfOpen: true,
+      pauseOnConnect: true,
+      noDelay: true,
+      keepAlive: true,
+      keepAliveInitialDelay: 30_000,
+      highWaterMark: SOCKET_BUFFER_BYTES,
+    });
+    this.#server.on("connection", (socket: Socket) => {
+      socket.on("error", ignore);
+      options.onSocket(socket);
+    });
+  }
+
+  /** Where it listens, with the port that the kernel chose for port 0; undefined before and after. */
+  get address(): AddressInfo | undefined {
+    const address = this.#server.address();
+    return address === null || typeof address === "string" ? undefined : address;
+  }
+
+  /** @throws the system's error (EADDRINUSE, EACCES, EADDRNOTAVAIL) when the address cannot be bound */
+  async bind(): Promise<void> {
+    await new Promise<void>((resolve, reject) => {
+      this.#server.once("error", reject);
+      this.#server.listen({ host: this.#options.host, port: this.#options.port, backlog: BACKLOG }, () => {
+        this.#server.removeListener("error", reject);
+        this.#server.on("error", (error: NodeJS.ErrnoException) => this.#options.onError(error.code ?? "EUNKNOWN"));
+        resolve();
+      });
+    });
+  }
+
+  /** Accepts no more; the address is free when this returns. Sockets that were handed over are not touched. */
+  close(): void {
+    this.#server.close();
+  }
+}
+
+/** Whoever takes the socket over adds its own; this one keeps an early error from ending the process. */
+function ignore(): void {}

@@ -1,0 +1,161 @@
+/**
+ * The edge's figures for Prometheus. The data path only adds to plain numbers; everything is read when it is asked for,
+ * so bytes move while a transfer runs.
+ */
+import { Counter, Gauge, type Registry } from "prom-client";
+import type { Edge } from "./edge.ts";
+
+export function registerEdgeMetrics(registry: Registry, edge: Edge): void {
+  const registers = [registry];
+  const listenerLabels = ["listener", "deployment"] as const;
+  const labelsOf = (deployment: { name: string; settings: { listener: { name: string } } }) => ({
+    listener: deployment.settings.listener.name,
+    deployment: deployment.name,
+  });
+
+  new Counter({
+    name: "edge_connections_total",
+    help: "Partner connections that passed admission.",
+    labelNames: listenerLabels,
+    registers,
+    collect() {
+      this.reset();
+      for (const deployment of edge.deployments.values()) this.inc(labelsOf(deployment), deployment.counters.accepted);
+    },
+  });
+  new Gauge({
+    name: "edge_connections_active",
+    help: "Partner connections that are being served.",
+    labelNames: listenerLabels,
+    registers,
+    collect() {
+      this.reset();
+      for (const deployment of edge.deployments.values()) this.set(labelsOf(deployment), deployment.connections.size);
+    },
+  });
+  new Counter({
+    name: "edge_connections_denied_total",
+    help: "Partner connections refused at admission, by reason.",
+    labelNames: [...listenerLabels, "reason"],
+    registers,
+    collect() {
+      this.reset();
+      for (const deployment of edge.deployments.values()) {
+        for (const [reason, count] of Object.entries(deployment.counters.refused)) {
+          this.inc({ ...labelsOf(deployment), reason }, count);
+        }
+      }
+    },
+  });
+  new Counter({
+    name: "edge_bytes_total",
+    help: "Bytes of partner connections: `in` from partners, `out` to partners.",
+    labelNames: [...listenerLabels, "dir"],
+    registers,
+    collect() {
+      this.reset();
+      for (const deployment of edge.deployments.values()) {
+        const { bytes } = deployment;
+        this.inc({ ...labelsOf(deployment), dir: "in" }, bytes.in);
+        this.inc({ ...labelsOf(deployment), dir: "out" }, bytes.out);
+      }
+    },
+  });
+  new Gauge({
+    name: "edge_deployment_running",
+    help: "1 while the deployment listens.",
+    labelNames: ["deployment"],
+    registers,
+    collect() {
+      this.reset();
+      for (const { name, state } of edge.deployments.values()) this.set({ deployment: name }, state === "running" ? 1 : 0);
+    },
+  });
+  new Gauge({
+    name: "edge_tunnel_sessions",
+    help: "Sessions of connected agents, by client.",
+    labelNames: ["client"],
+    registers,
+    collect() {
+      this.reset();
+      for (const { name } of edge.config.clients) this.set({ client: name }, 0);
+      for (const session of edge.sessions.all) this.inc({ client: session.client });
+    },
+  });
+  new Gauge({
+    name: "edge_tunnel_links",
+    help: "Links of connected agents, by client.",
+    labelNames: ["client"],
+    registers,
+    collect() {
+      this.reset();
+      for (const { name } of edge.config.clients) this.set({ client: name }, 0);
+      for (const session of edge.sessions.all) this.inc({ client: session.client }, session.links);
+    },
+  });
+  new Gauge({
+    name: "edge_tunnel_streams",
+    help: "Streams of connected agents, by client.",
+    labelNames: ["client"],
+    registers,
+    collect() {
+      this.reset();
+      for (const session of edge.sessions.all) this.inc({ client: session.client }, session.streams);
+    },
+  });
+  new Gauge({
+    name: "edge_tunnel_held_bytes",
+    help: "Bytes of all streams that are in memory: unacknowledged and unconsumed.",
+    registers,
+    collect() {
+      let bytes = 0;
+      for (const session of edge.sessions.all) bytes += session.driver.session.heldBytes;
+      this.set(bytes);
+    },
+  });
+  new Gauge({
+    name: "edge_tunnel_round_trip_seconds",
+    help: "Smoothed round trip of the fastest link to an agent.",
+    labelNames: ["client", "agent"],
+    registers,
+    collect() {
+      this.reset();
+      for (const session of edge.sessions.all) {
+        const trips = [...session.driver.links].map((link) => session.driver.session.roundTripMs(link.id));
+        const known = trips.filter((trip) => trip !== undefined);
+        if (known.length > 0) this.set({ client: session.client, agent: session.agent }, Math.min(...known) / 1_000);
+      }
+    },
+  });
+  new Counter({
+    name: "edge_tunnel_links_lost_total",
+    help: "Links that closed, for whatever reason.",
+    registers,
+    collect() {
+      this.reset();
+      this.inc(edge.sessions.counters.linksLost);
+    },
+  });
+  new Counter({
+    name: "edge_tunnel_resumptions_total",
+    help: "Sessions that lost every link and were continued by the same agent.",
+    registers,
+    collect() {
+      this.reset();
+      let count = edge.sessions.counters.resumptions;
+      for (const session of edge.sessions.all) count += session.driver.session.counters.resumptions;
+      this.inc(count);
+    },
+  });
+  new Counter({
+    name: "edge_tunnel_retransmitted_bytes_total",
+    help: "Bytes sent again after a link was lost.",
+    registers,
+    collect() {
+      this.reset();
+      let bytes = edge.sessions.counters.retransmittedBytes;
+      for (const session of edge.sessions.all) bytes += session.driver.session.counters.retransmittedBytes;
+      this.inc(bytes);
+    },
+  });
+}

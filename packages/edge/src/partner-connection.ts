@@ -1,0 +1,281 @@
+/**
+ * The life of one partner connection, top to bottom: admission, the way to the target (through an agent or directly),
+ * the bytes, one record at its end.
+ *
+ * A refused source is closed at once: it causes no frame and no dial.
+ */
+import type { Socket } from "node:net";
+import { DialError, type DialErrorReason, dial, formatIpAddress, type IpAddress, parsePeerAddress } from "@sallyport/host";
+import { ResetCode } from "@sallyport/protocol";
+import { Ended, type Ending, endingOf, Splice } from "@sallyport/tunnel";
+import type { ConnectionFacts } from "./access-record.ts";
+import type { Admitted } from "./admission.ts";
+import { nextConnectionId } from "./connection-id.ts";
+import type { Deployment } from "./deployment.ts";
+import { Relay } from "./relay.ts";
+
+/** What a refusal at admission is called in records and metrics. */
+export type Refusal =
+  | "maxConnections"
+  | "listenerMaxConnections"
+  | "maxConnectionsPerSource"
+  | "ipFilter"
+  | "badAddress";
+
+const refusals: Record<Refusal, Ending> = {
+  maxConnections: { code: "RA", reason: "connection limit of the edge" },
+  listenerMaxConnections: { code: "RA", reason: "connection limit of the listener" },
+  maxConnectionsPerSource: { code: "RA", reason: "connection limit of the source" },
+  ipFilter: { code: "PA", reason: "blocked by IP filter" },
+  badAddress: { code: "IA", reason: "peer address unknown" },
+};
+
+const dialEndings: Record<DialErrorReason, Ending> = {
+  refused: Ended.targetRefused,
+  timeout: Ended.targetTimeout,
+  unreachable: Ended.targetUnreachable,
+  name_not_found: Ended.nameNotFound,
+  name_timeout: { code: "sC", reason: "target name not resolved in time" },
+  forbidden: Ended.forbidden,
+  reset: Ended.targetReset,
+  resource: Ended.resource,
+  cancelled: Ended.partnerGone,
+  other: Ended.targetUnreachable,
+};
+
+/** An agent's own connect timeout answers with a better reason than ours can give; ours waits this much longer. */
+const AGENT_GRACE_MS = 1_000;
+
+type Way =
+  | { readonly type: "none" }
+  | { readonly type: "dialling"; readonly controller: AbortController }
+  | { readonly type: "relay"; readonly relay: Relay }
+  | { readonly type: "splice"; readonly splice: Splice };
+
+export class PartnerConnection {
+  readonly id: string;
+  readonly deployment: Deployment;
+  readonly startedAt = new Date();
+  readonly #socket: Socket;
+  readonly #start = performance.now();
+  readonly #partner: string;
+  readonly #local: string;
+  #admitted: Admitted | undefined;
+  #way: Way = { type: "none" };
+  #client: string | undefined;
+  #agent: string | undefined;
+  #address: string | undefined;
+  #openedAt: number | undefined;
+  #connectedAt: number | undefined;
+  #connectTimer: NodeJS.Timeout | undefined;
+  #forced: Ending | undefined;
+  #ended = false;
+
+  private constructor(socket: Socket, deployment: Deployment, partner: string) {
+    this.id = nextConnectionId();
+    this.deployment = deployment;
+    this.#socket = socket;
+    this.#partner = partner;
+    this.#local = `${bracket(plain(socket.localAddress))}:${socket.localPort ?? 0}`;
+  }
+
+  /** Serves a socket that `deployment` accepted, or refuses it. */
+  static serve(socket: Socket, deployment: Deployment): void {
+    const address = parsePeerAddress(socket.remoteAddress ?? "");
+    const text = address === undefined ? "unknown" : bracket(formatIpAddress(address));
+    const connection = new PartnerConnection(socket, deployment, `${text}:${socket.remotePort ?? 0}`);
+    if (address === undefined) return connection.#refuse("badAddress");
+    connection.#admit(address);
+  }
+
+  get bytesIn(): number {
+    const way = this.#way;
+    if (way.type === "splice") return way.splice.bytesFromSocket;
+    return way.type === "relay" ? way.relay.bytesFromPartner : 0;
+  }
+
+  get bytesOut(): number {
+    const way = this.#way;
+    if (way.type === "splice") return way.splice.bytesToSocket;
+    return way.type === "relay" ? way.relay.bytesToPartner : 0;
+  }
+
+  get facts(): ConnectionFacts {
+    const way = this.#way;
+    let firstByteAt: number | undefined;
+    if (way.type === "splice") firstByteAt = way.splice.firstByteToSocketAt;
+    else if (way.type === "relay") firstByteAt = way.relay.firstByteToPartnerAt;
+    const since = (at: number | undefined, from: number | undefined) =>
+      at === undefined || from === undefined ? undefined : round(at - from);
+    return {
+      connection: this.id,
+      partner: this.#partner,
+      local: this.#local,
+      listener: this.deployment.settings.listener.name,
+      deployment: this.deployment.name,
+      target: this.deployment.settings.target,
+      client: this.#client,
+      agent: this.#agent,
+      address: this.#address,
+      bytesIn: this.bytesIn,
+      bytesOut: this.bytesOut,
+      queueMs: since(this.#openedAt, this.#start),
+      connectMs: since(this.#connectedAt, this.#openedAt),
+      firstByteMs: since(firstByteAt, this.#start),
+      totalMs: round(performance.now() - this.#start),
+      rule: undefined,
+    };
+  }
+
+  /** Resets both sides; the record says `killed by operator` or `shutdown`. */
+  abort(code: typeof ResetCode.killed | typeof ResetCode.shutdown): void {
+    if (this.#ended) return;
+    const way = this.#way;
+    switch (way.type) {
+      case "splice":
+        way.splice.abort(code);
+        return;
+      case "relay":
+        way.relay.abort(code);
+        return;
+      case "dialling":
+      case "none":
+        this.#finish(endingOf({ type: "aborted", code }, { side: "edge", connected: false }));
+        this.#socket.resetAndDestroy();
+        if (way.type === "dialling") way.controller.abort();
+        return;
+    }
+  }
+
+  #admit(address: IpAddress): void {
+    const { context, settings } = this.deployment;
+    const admitted = context.admission.admit(address, this.deployment.counter);
+    if (typeof admitted === "string") return this.#refuse(admitted);
+    const decision = settings.ipFilter?.decide(address);
+    if (decision?.action === "block") {
+      admitted.release();
+      const { rule } = decision;
+      return this.#refuse("ipFilter", rule === undefined ? "default" : `${rule.action} ${rule.cidr}`);
+    }
+    this.#admitted = admitted;
+    this.deployment.connections.add(this);
+    this.deployment.counters.accepted += 1;
+    if (settings.via === undefined) this.#dial(settings.target);
+    else this.#open(settings.via.client, settings.target);
+  }
+
+  #refuse(refusal: Refusal, rule?: string): void {
+    const { counters, context } = this.deployment;
+    counters.refused[refusal] = (counters.refused[refusal] ?? 0) + 1;
+    context.records.refused({ ...this.facts, rule }, refusals[refusal]);
+    this.#ended = true;
+    this.#socket.resetAndDestroy();
+  }
+
+  // ── through an agent ──
+
+  #open(client: string, target: string): void {
+    const { context, settings } = this.deployment;
+    this.#client = client;
+    const opened = context.sessions.open(
+      client,
+      { connection: this.id, target, deployment: this.deployment.name, partner: this.#partner },
+      (stream, session) => {
+        this.#agent = session.agent;
+        const splice = new Splice(this.#socket, stream, {
+          idleTimeoutMs: settings.timeouts.idleMs,
+          halfCloseTimeoutMs: settings.timeouts.halfCloseMs,
+          onAccept: (address) => {
+            clearTimeout(this.#connectTimer);
+            this.#address = address;
+            this.#connectedAt = performance.now();
+          },
+          onEnd: (end) => this.#finish(endingOf(end, { side: "edge", connected: this.#connectedAt !== undefined })),
+        });
+        this.#way = { type: "splice", splice };
+        return splice;
+      },
+    );
+    if (typeof opened === "string") {
+      this.#finish(opened === "streamLimit" ? Ended.limit : Ended.noAgent);
+      this.#socket.resetAndDestroy();
+      return;
+    }
+    this.#openedAt = performance.now();
+    if (this.#way.type !== "splice" || this.#ended) return;
+    const { splice } = this.#way;
+    if (settings.timeouts.connectMs > 0) {
+      this.#connectTimer = setTimeout(() => {
+        this.#forced = Ended.targetTimeout;
+        splice.abort(ResetCode.targetTimeout);
+      }, settings.timeouts.connectMs + AGENT_GRACE_MS);
+    }
+    splice.start();
+  }
+
+  // ── directly ──
+
+  #dial(target: string): void {
+    const { context, settings } = this.deployment;
+    const controller = new AbortController();
+    this.#way = { type: "dialling", controller };
+    this.#openedAt = performance.now();
+    // A partner that leaves while the target is dialled ends the dial; FIN is not leaving, its reply may be awaited.
+    const onGone = () => {
+      this.#finish(Ended.partnerGone);
+      controller.abort();
+    };
+    this.#socket.once("close", onGone);
+    const { host, port } = settings.directTarget ?? { host: target, port: 0 };
+    dial({ host, port, timeoutMs: settings.timeouts.connectMs, resolver: context.resolver, signal: controller.signal }).then(
+      ({ socket, address }) => {
+        this.#socket.removeListener("close", onGone);
+        if (this.#ended) {
+          socket.destroy();
+          return;
+        }
+        this.#address = `${bracket(address)}:${port}`;
+        this.#connectedAt = performance.now();
+        const relay = new Relay({
+          partner: this.#socket,
+          target: socket,
+          idleTimeoutMs: settings.timeouts.idleMs,
+          halfCloseTimeoutMs: settings.timeouts.halfCloseMs,
+          onEnd: (ending) => this.#finish(ending),
+        });
+        this.#way = { type: "relay", relay };
+      },
+      (error: unknown) => {
+        this.#socket.removeListener("close", onGone);
+        if (!(error instanceof DialError)) throw error;
+        this.#address = error.address;
+        this.#finish(dialEndings[error.reason]);
+        this.#socket.resetAndDestroy();
+      },
+    );
+  }
+
+  #finish(ending: Ending): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    clearTimeout(this.#connectTimer);
+    const { facts } = this;
+    this.deployment.ended(this, facts);
+    this.#admitted?.release();
+    this.deployment.context.records.ended(facts, this.#forced ?? ending);
+  }
+}
+
+function round(ms: number): number {
+  return Math.round(ms * 100) / 100;
+}
+
+function bracket(address: string): string {
+  return address.includes(":") ? `[${address}]` : address;
+}
+
+/** An IPv4 address that a dual-stack listener reports as mapped, in its own form. */
+function plain(address: string | undefined): string {
+  const parsed = parsePeerAddress(address ?? "");
+  return parsed === undefined ? "" : formatIpAddress(parsed);
+}

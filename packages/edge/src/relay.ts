@@ -1,0 +1,94 @@
+/**
+ * Joins two TCP sockets: direct mode, in which the edge dials the target itself. The rules are those of the tunnel's
+ * splice: reading follows writing, each direction ends on its own, an abort of one side is an abort of the other.
+ *
+ * The relay closes both sockets.
+ */
+import type { Socket } from "node:net";
+import { ResetCode } from "@sallyport/protocol";
+import { ActivityTimer, Ended, type Ending, endingOf } from "@sallyport/tunnel";
+
+export interface RelayOptions {
+  readonly partner: Socket;
+  readonly target: Socket;
+  readonly idleTimeoutMs: number;
+  readonly halfCloseTimeoutMs: number;
+  /** Once, when both sockets are closed or being closed. */
+  readonly onEnd: (ending: Ending) => void;
+}
+
+export class Relay {
+  bytesFromPartner = 0;
+  bytesToPartner = 0;
+  firstByteFromPartnerAt: number | undefined;
+  firstByteToPartnerAt: number | undefined;
+
+  readonly #partner: Socket;
+  readonly #target: Socket;
+  readonly #onEnd: (ending: Ending) => void;
+  readonly #timer: ActivityTimer;
+  #ended = false;
+
+  /** Both sockets were made with `allowHalfOpen` and are paused. */
+  constructor(options: RelayOptions) {
+    this.#partner = options.partner;
+    this.#target = options.target;
+    this.#onEnd = options.onEnd;
+    this.#timer = new ActivityTimer({
+      idleTimeoutMs: options.idleTimeoutMs,
+      halfCloseTimeoutMs: options.halfCloseTimeoutMs,
+      onIdle: (kind) => this.#cut(kind === "idle" ? Ended.idleTimeout : Ended.halfCloseTimeout),
+    });
+    this.#join(this.#partner, this.#target, Ended.partnerReset);
+    this.#join(this.#target, this.#partner, Ended.targetReset);
+    this.#partner.on("data", (bytes: Buffer) => {
+      this.firstByteFromPartnerAt ??= performance.now();
+      this.bytesFromPartner += bytes.length;
+    });
+    this.#target.on("data", (bytes: Buffer) => {
+      this.firstByteToPartnerAt ??= performance.now();
+      this.bytesToPartner += bytes.length;
+    });
+    this.#partner.resume();
+    this.#target.resume();
+  }
+
+  abort(code: ResetCode): void {
+    this.#cut(endingOf({ type: "aborted", code }, { side: "edge", connected: true }));
+  }
+
+  #join(from: Socket, to: Socket, broken: Ending): void {
+    from.on("data", (bytes: Buffer) => {
+      this.#timer.touch();
+      if (!to.write(bytes)) from.pause();
+    });
+    to.on("drain", () => {
+      this.#timer.touch();
+      from.resume();
+    });
+    from.on("end", () => {
+      this.#timer.halfClose();
+      to.end();
+    });
+    from.on("error", () => this.#cut(broken));
+    from.on("close", () => {
+      if (!from.readableEnded || !from.writableFinished) this.#cut(broken);
+      else if (to.closed) this.#finish(Ended.normal);
+    });
+    if (from.destroyed) this.#cut(broken);
+  }
+
+  #cut(ending: Ending): void {
+    if (this.#ended) return;
+    this.#finish(ending);
+    this.#partner.resetAndDestroy();
+    this.#target.resetAndDestroy();
+  }
+
+  #finish(ending: Ending): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    this.#timer.stop();
+    this.#onEnd(ending);
+  }
+}
