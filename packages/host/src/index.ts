@@ -1,4 +1,3 @@
-export {};
 export {
   type Cidr,
   cidrContains,
@@ -13,3 +12,18 @@ export {
   readIpAddress,
   type SpecialAddress,
 } from "./ip-address.ts";
+export { connectionCapacity, fileDescriptorLimit, RESERVED_FILE_DESCRIPTORS } from "./file-descriptor-limit.ts";
+export { notifyService, type ServiceState } from "./service-notify.ts";
+export { writeFileAtomically } from "./atomic-file.ts";
+export {
+  describeFailure,
+  type ErrorFacts,
+  errorFacts,
+  ExitCode,
+  Failure,
+  runProgram,
+  systemErrorText,
+  systemFailure,
+} from "./failure.ts";
+export { printableText } from "./printable-text.ts";
+export { readSecretFile } from "./secret-file.ts";
