@@ -165,7 +165,7 @@ export class TunnelEnds {
     });
     return {
       onAccept: noop,
-      onData: (bytes) => void early.push(bytes.slice()),
+      onData: (bytes) => void early.push(new Uint8Array(bytes)),
       onEnd: () => {
         ended = true;
       },

@@ -46,9 +46,8 @@ async function resetOf(socket: Socket): Promise<string> {
 
 describe("half-close", () => {
   test("a target that answers only after the partner's FIN is heard in full", async () => {
-    const ends = await start(async (socket) => {
-      const request = await readAll(socket);
-      socket.end(Buffer.concat([request, request]));
+    const ends = await start((socket) => {
+      void readAll(socket).then((request) => socket.end(Buffer.concat([request, request])));
     });
     const partner = await ends.connectPartner();
     const request = randomBytes(300_000);

@@ -1,0 +1,129 @@
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import type { TLSSocket } from "node:tls";
+import { withDeadline } from "../../../test/support/deadline.ts";
+import { testCertificate } from "../../../test/support/tunnel-ends.ts";
+import { CloseCode, encodeFrame, FrameWriter, MAX_FRAME_BYTES } from "@sallyport/protocol";
+import { Link, type LinkEnd } from "./link.ts";
+import { createToken, deriveVerifier } from "./token.ts";
+import { connectTunnel } from "./tunnel-client.ts";
+import { type TunnelPeer, TunnelServer } from "./tunnel-server.ts";
+import { agentFraming } from "./web-socket-framing.ts";
+
+const token = createToken();
+const certificate = testCertificate();
+const waiting: ((peer: TunnelPeer) => void)[] = [];
+const server = new TunnelServer({
+  listen: { host: "127.0.0.1", port: 0 },
+  tls: certificate,
+  credentials: () => [deriveVerifier(token, "lan")],
+  onPeer: (peer) => waiting.shift()?.(peer),
+  onEvent: () => undefined,
+});
+let port = 0;
+
+beforeAll(async () => {
+  ({ port } = await server.listen());
+});
+afterAll(() => server.close());
+
+interface Ends {
+  readonly edge: Link;
+  readonly agent: Link;
+  readonly agentSocket: TLSSocket;
+  readonly received: Uint8Array[];
+  readonly edgeEnd: Promise<LinkEnd>;
+  readonly agentEnd: Promise<LinkEnd>;
+}
+
+async function connectLinks(): Promise<Ends> {
+  const received: Uint8Array[] = [];
+  const accepted = new Promise<{ edge: Link; edgeEnd: Promise<LinkEnd> }>((resolve) => {
+    waiting.push((peer) => {
+      const edge = new Link(peer, "edge");
+      edge.onMessage = (message) => received.push(new Uint8Array(message));
+      const edgeEnd = new Promise<LinkEnd>((ended) => {
+        edge.onClosed = ended;
+      });
+      resolve({ edge, edgeEnd });
+    });
+  });
+  const address = { host: "127.0.0.1", port };
+  const connection = await connectTunnel({ address, certificate: certificate.cert, client: "lan", token });
+  const agent = new Link(connection, "agent");
+  const agentEnd = new Promise<LinkEnd>((ended) => {
+    agent.onClosed = ended;
+  });
+  return { ...(await accepted), agent, agentEnd, agentSocket: connection.socket, received };
+}
+
+/** Messages as an agent would send them, in one buffer. */
+function messages(frames: Uint8Array[]): Uint8Array {
+  const writer = new FrameWriter(new Uint8Array(1_000_000), agentFraming);
+  for (const frame of frames) writer.put(frame);
+  return writer.bytes.slice(0, writer.used);
+}
+
+describe("a link", () => {
+  test("carries frames of every length in both directions, several in one write", async () => {
+    const { edge, agent, received } = await connectLinks();
+    const fromEdge: Uint8Array[] = [];
+    const arrived = new Promise<void>((resolve) => {
+      agent.onMessage = (message) => {
+        fromEdge.push(new Uint8Array(message));
+        if (fromEdge.length === 4) resolve();
+      };
+    });
+    const frames = [1, 125, 126, MAX_FRAME_BYTES].map((length) => new Uint8Array(length).fill(length));
+    const arrivedAtEdge = new Promise<void>((resolve) => {
+      const before = edge.onMessage;
+      edge.onMessage = (message) => {
+        before(message);
+        if (received.length === 4) resolve();
+      };
+    });
+    edge.write((writer) => frames.forEach((frame) => writer.put(frame)));
+    agent.write((writer) => frames.forEach((frame) => writer.put(frame)));
+    await withDeadline(Promise.all([arrived, arrivedAtEdge]), { what: "frames" });
+    expect(fromEdge).toEqual(frames);
+    expect(received).toEqual(frames);
+    agent.destroy();
+  });
+
+  test("processes nothing of what stands behind a fatal message in the same chunk", async () => {
+    const { agentSocket, received, edgeEnd, agentEnd } = await connectLinks();
+    const text = messages([new Uint8Array([65])]);
+    text[0] = 0x81;
+    const rest = messages(Array.from({ length: 999 }, (_, at) => encodeFrame({ type: "ping", token: at + 1 })));
+    agentSocket.write(Buffer.concat([text, rest]));
+    expect((await withDeadline(edgeEnd, { what: "close" })).code).toBeDefined();
+    expect(received).toEqual([]);
+    expect((await agentEnd).code).toBe(CloseCode.protocol);
+  });
+
+  test.for(["close", "destroy"] as const)("hears no message after its own %s", async (how) => {
+    const { edge, agentSocket, edgeEnd } = await connectLinks();
+    let count = 0;
+    edge.onMessage = () => {
+      count += 1;
+      if (how === "close") edge.close(CloseCode.drain, "enough");
+      else edge.destroy();
+    };
+    agentSocket.write(messages(Array.from({ length: 1_000 }, (_, at) => encodeFrame({ type: "ping", token: at + 1 }))));
+    await withDeadline(edgeEnd, { what: "close" });
+    expect(count).toBe(1);
+  });
+
+  test("ends when a message is larger than a frame may be", async () => {
+    const { agentSocket, received, edgeEnd } = await connectLinks();
+    agentSocket.write(messages([new Uint8Array(MAX_FRAME_BYTES + 1)]));
+    const end = await withDeadline(edgeEnd, { what: "close" });
+    expect(end.reason).toBe("WS_ERR_UNSUPPORTED_MESSAGE_LENGTH");
+    expect(received).toEqual([]);
+  });
+
+  test("ends when its connection is cut, with a reason", async () => {
+    const { agentSocket, edgeEnd } = await connectLinks();
+    agentSocket.destroy();
+    expect((await withDeadline(edgeEnd, { what: "close" })).code).toBe(1006);
+  });
+});
