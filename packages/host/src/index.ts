@@ -27,3 +27,42 @@ export {
 } from "./failure.ts";
 export { printableText } from "./printable-text.ts";
 export { readSecretFile } from "./secret-file.ts";
+export {
+  DialError,
+  type DialErrorReason,
+  type Dialled,
+  type DialOptions,
+  dial,
+  type SocketErrorReason,
+  socketErrorReason,
+} from "./dial.ts";
+export { ResolveError, type ResolveErrorReason, Resolver, type ResolverOptions } from "./resolver.ts";
+export { type ByteSizeBounds, byteSize, parseByteSize } from "./byte-size.ts";
+export { checkConfigText, loadConfigFile } from "./config-file.ts";
+export { configReason, spoken } from "./config-reason.ts";
+export {
+  count,
+  drainTimeout,
+  filePath,
+  heartbeatSection,
+  LOG_LEVELS,
+  type LogLevel,
+  logSection,
+  metricsSection,
+  timeoutOverrides,
+  timeoutsSection,
+} from "./config-sections.ts";
+export { isDnsName } from "./dns-name.ts";
+export { type DurationBounds, duration, parseDuration } from "./duration.ts";
+export {
+  formatHostPort,
+  type HostPort,
+  hostPort,
+  listenAddress,
+  parseHostPort,
+  parseListenAddress,
+  parsePort,
+} from "./host-port.ts";
+export { name } from "./name.ts";
+export { nearestWord } from "./nearest-word.ts";
+export { configSchemaText } from "./schema-file.ts";
