@@ -116,6 +116,22 @@ describe("resets", () => {
     expect(await socketEnding(partner)).toMatchObject(RESET);
   });
 
+  it.each(ROUTE_MODES)("a target that resets is seen as a reset by a partner that has ended, %s", async (mode) => {
+    const stalled = new Promise<Socket>((resolve) => {
+      behaviour = (socket) => {
+        socket.once("end", () => {
+          pseudoRandomStream(new PseudoRandomBytes("answer"), TRANSFER_BYTES).pipe(socket);
+          void sendingHasStalled(socket).then(() => resolve(socket));
+        });
+        socket.resume();
+      };
+    });
+    const partner = partnerOf(mode);
+    partner.end("question");
+    (await withDeadline(stalled, { what: "a stalled target", timeoutMs: 20_000 })).resetAndDestroy();
+    expect(await socketEnding(partner)).toMatchObject(RESET);
+  });
+
   it.each(ROUTE_MODES)("a partner that resets while its target does not read is seen as a reset, %s", async (mode) => {
     const accepted = new Promise<Socket>((resolve) => {
       behaviour = resolve;
