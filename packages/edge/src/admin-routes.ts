@@ -57,9 +57,9 @@ export function adminRoutes(edge: Edge): AdminRoute[] {
         notReady: edge.notReady,
         connections: edge.admission.active,
         maxConnections: edge.admission.limits.maxConnections,
-        tunnels: [...edge.tunnels].map(([tunnel, server]) => ({
+        tunnels: [...edge.tunnelAddresses].map(([tunnel, { address, port }]) => ({
           tunnel,
-          listen: server.address === undefined ? undefined : `${bracket(server.address.address)}:${server.address.port}`,
+          listen: `${bracket(address)}:${port}`,
         })),
         agents: [...edge.sessions.all].map((session) => ({
           client: session.client,
@@ -178,9 +178,9 @@ export function adminRoutes(edge: Edge): AdminRoute[] {
       method: "POST",
       path: "/clients/revoke",
       body: revokeBody,
-      handler: (body) => {
+      handler: async (body) => {
         const { client, token } = revokeBody.parse(body);
-        const revoked = edge.clients.revoke(client, token);
+        const revoked = await edge.clients.revoke(client, token);
         edge.sessions.revoke(client, token);
         edge.log.warn({ client, token }, "token revoked");
         return { client, revoked };

@@ -137,7 +137,7 @@ export class AgentSessions {
     const matches = (token: { client: string; tokenId: string }) =>
       token.client === client && (tokenId === undefined || token.tokenId === tokenId);
     for (const [link, token] of this.#greeting) if (matches(token)) link.destroy();
-    for (const session of [...this.#sessions.values()]) {
+    for (const session of this.#sessions.values()) {
       if (session.client !== client) continue;
       const links = [...session.tokenOfLink];
       const revoked = links.filter(([, id]) => matches({ client, tokenId: id }));
@@ -160,7 +160,7 @@ export class AgentSessions {
   close(): void {
     this.#draining = true;
     for (const link of this.#greeting.keys()) link.destroy();
-    for (const session of [...this.#sessions.values()]) {
+    for (const session of this.#sessions.values()) {
       session.driver.close(CloseCode.drain, "edge is shutting down");
     }
   }
@@ -169,7 +169,7 @@ export class AgentSessions {
     if (this.#draining) return link.close(CloseCode.drain, "edge is shutting down");
     if (hello.session !== "") return this.#join(link, peer, hello);
     let ofClient = 0;
-    for (const other of [...this.#sessions.values()]) {
+    for (const other of this.#sessions.values()) {
       if (other.client !== peer.client) continue;
       ofClient += 1;
       // The process begins anew, or another process took the name of one that is gone.

@@ -63,7 +63,7 @@ async function serve({ config: path }: ConfigOption): Promise<void> {
 
 function check({ config: path, json }: OutputOptions): void {
   const config = loadEdgeConfig(path);
-  const plan = deploymentSettings(config).map((settings) => ({
+  const plan = deploymentSettings(config, ipFilters(config)).map((settings) => ({
     deployment: settings.name,
     listen: `${settings.listener.host}:${settings.listener.port}`,
     target: settings.target,
@@ -88,7 +88,7 @@ async function throughEdgeOrDirectly<T>(
     return (await adminRequest(target(config), { method: "POST", ...request })) as T;
   } catch (error) {
     if (!(error instanceof Failure) || error.exitCode !== ExitCode.unavailable) throw error;
-    return directly({ config, clients: new ClientStore(config.stateDir) });
+    return directly({ config, clients: await ClientStore.open(config.stateDir) });
   }
 }
 
@@ -111,9 +111,7 @@ const command = (name: string, description: string) =>
   cli.command(name).description(description).option("--config <file>", "configuration file", DEFAULT_CONFIG);
 
 command("serve", "run the edge in the foreground").action(serve);
-command("check", "validate the configuration without binding anything")
-  .option("--json", "print JSON")
-  .action(check);
+command("check", "validate the configuration without binding anything").option("--json", "print JSON").action(check);
 command("pair <client>", "make the first token of a client; prints the pairing line for `sallyport-agent join`")
   .option("--tunnel <name>", "the tunnel that the agent reaches; needed when there are several")
   .action(async (client: string, options: ConfigOption & { tunnel?: string }) => {
@@ -139,7 +137,7 @@ clientCommand("list", "clients, their tokens and whether an agent is connected")
       ({ clients } = answer as { clients: typeof clients });
     } catch (error) {
       if (!(error instanceof Failure) || error.exitCode !== ExitCode.unavailable) throw error;
-      const stored = new ClientStore(config.stateDir).list();
+      const stored = (await ClientStore.open(config.stateDir)).list();
       clients = config.clients.map(({ name }) => ({
         client: name,
         tokens: [...(stored.find((entry) => entry.client === name)?.tokens ?? [])],
@@ -149,7 +147,8 @@ clientCommand("list", "clients, their tokens and whether an agent is connected")
     printTable(
       clients.map((entry) => ({
         client: entry.client,
-        tokens: entry.tokens.map(({ tokenId, createdAt }) => `${tokenId} (${createdAt})`).join(", ") || "none: not paired",
+        tokens:
+          entry.tokens.map(({ tokenId, createdAt }) => `${tokenId} (${createdAt})`).join(", ") || "none: not paired",
         connected: entry.connected === undefined ? "edge not running" : entry.connected ? "yes" : "no",
       })),
     );
@@ -171,7 +170,7 @@ clientCommand("revoke <client> [token]", "revoke one token (by its id) or all; l
     const result = await throughEdgeOrDirectly<{ client: string; revoked: readonly string[] }>(
       options.config,
       { path: "/clients/revoke", body: { client: name, ...(token === undefined ? {} : { token }) } },
-      ({ clients }) => ({ client: name, revoked: clients.revoke(name, token) }),
+      async ({ clients }) => ({ client: name, revoked: await clients.revoke(name, token) }),
     );
     if (options.json) return printJson(result);
     process.stdout.write(`revoked ${result.revoked.join(", ")}\n`);
@@ -189,7 +188,9 @@ command("status", "what the running edge does")
       deployments: object[];
     };
     if (json) return printJson(status);
-    process.stdout.write(`${status.name}: ${status.ready ? "ready" : "not ready"}, ${status.connections} connections\n`);
+    process.stdout.write(
+      `${status.name}: ${status.ready ? "ready" : "not ready"}, ${status.connections} connections\n`,
+    );
     for (const reason of status.notReady) process.stdout.write(`  ${reason}\n`);
     printTable(status.deployments.map(deploymentRow));
     printTable(status.agents);
@@ -270,10 +271,33 @@ function testIpOffline(path: string, filterName: string, text: string) {
 }
 
 function deploymentRow(view: object): Record<string, unknown> {
-  const { deployment, state, ready, listen, target: to, via, connections, accepted, refused, bytesIn, bytesOut } =
-    view as Record<string, unknown>;
+  const {
+    deployment,
+    state,
+    ready,
+    listen,
+    target: to,
+    via,
+    connections,
+    accepted,
+    refused,
+    bytesIn,
+    bytesOut,
+  } = view as Record<string, unknown>;
   const through = via as { client: string } | undefined;
-  return { deployment, state, ready, listen, target: to, client: through?.client, connections, accepted, refused, bytesIn, bytesOut };
+  return {
+    deployment,
+    state,
+    ready,
+    listen,
+    target: to,
+    client: through?.client,
+    connections,
+    accepted,
+    refused,
+    bytesIn,
+    bytesOut,
+  };
 }
 
 await runProgram(() => cli.parseAsync().then(() => undefined));

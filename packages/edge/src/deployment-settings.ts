@@ -3,12 +3,13 @@ import type { EdgeConfig } from "./config.ts";
 import type { DeploymentSettings } from "./deployment.ts";
 import { IpFilter } from "./ip-filter.ts";
 
-/**
- * One settings object a deployment, in the order of the file. A filter that several listeners name is built once and
- * shared.
- */
-export function deploymentSettings(config: EdgeConfig): DeploymentSettings[] {
-  const filters = new Map(config.ipFilters.map((filter) => [filter.name, new IpFilter(filter)]));
+/** The filters by name, each built once, however many listeners name it. */
+export function ipFilters(config: EdgeConfig): Map<string, IpFilter> {
+  return new Map(config.ipFilters.map((filter) => [filter.name, new IpFilter(filter)]));
+}
+
+/** One settings object a deployment, in the order of the file. */
+export function deploymentSettings(config: EdgeConfig, filters: ReadonlyMap<string, IpFilter>): DeploymentSettings[] {
   return config.deployments.map((deployment) => {
     const listener = config.listeners.find(({ name }) => name === deployment.listener);
     // The schema has checked every reference.

@@ -158,7 +158,7 @@ export class Deployment {
 
   /** Resets every connection. */
   cut(code: typeof ResetCode.killed | typeof ResetCode.shutdown): void {
-    for (const connection of [...this.connections]) connection.abort(code);
+    for (const connection of this.connections) connection.abort(code);
   }
 
   /** Called by a connection when it is over. */

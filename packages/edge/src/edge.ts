@@ -2,6 +2,7 @@
  * The edge program without its command line: builds the parts in order, takes a new configuration, and stops them in
  * reverse.
  */
+import type { AddressInfo } from "node:net";
 import { isDeepStrictEqual } from "node:util";
 import {
   AdminServer,
@@ -22,7 +23,8 @@ import { loadTunnelCertificate } from "./certificate.ts";
 import { ClientStore } from "./client-store.ts";
 import { type EdgeConfig, loadEdgeConfig } from "./config.ts";
 import { Deployment, type DeploymentContext } from "./deployment.ts";
-import { deploymentSettings } from "./deployment-settings.ts";
+import { deploymentSettings, ipFilters } from "./deployment-settings.ts";
+import type { IpFilter } from "./ip-filter.ts";
 import { registerEdgeMetrics } from "./metrics.ts";
 
 /** Keys that are read at start only; a reload that changes them says so. */
@@ -37,10 +39,13 @@ export class Edge {
   readonly sessions: AgentSessions;
   readonly clients: ClientStore;
   readonly tunnels = new Map<string, TunnelServer>();
+  /** Where each tunnel listens, with the port that was chosen for port 0. */
+  readonly tunnelAddresses = new Map<string, AddressInfo>();
   readonly startedAt = new Date();
   readonly #context: DeploymentContext;
   readonly #registry = new Registry();
   readonly #closers: (() => Promise<void> | void)[] = [];
+  #filters: ReadonlyMap<string, IpFilter> = new Map();
   #reloading: Promise<unknown> = Promise.resolve();
   #stopping = false;
   #interimTimer: NodeJS.Timeout | undefined;
@@ -72,7 +77,7 @@ export class Edge {
   static async start(configPath: string, log: Logger): Promise<Edge> {
     const config = loadEdgeConfig(configPath);
     await openStateDirectory(config.stateDir);
-    const edge = new Edge(config, { configPath, log, clients: new ClientStore(config.stateDir) });
+    const edge = new Edge(config, { configPath, log, clients: await ClientStore.open(config.stateDir) });
     try {
       await edge.#start();
     } catch (error) {
@@ -84,6 +89,11 @@ export class Edge {
 
   get stopping(): boolean {
     return this.#stopping;
+  }
+
+  /** The filter of the running configuration, of whatever listener. */
+  ipFilter(name: string): IpFilter | undefined {
+    return this.#filters.get(name);
   }
 
   get admission(): Admission {
@@ -98,7 +108,9 @@ export class Edge {
       if (deployment.settings.startup === "manual" && deployment.state === "stopped") continue;
       if (deployment.state !== "running") reasons.push(`deployment ${deployment.name} does not listen`);
       else if (!deployment.ready) {
-        reasons.push(`deployment ${deployment.name}: no agent of client ${deployment.settings.via?.client} is connected`);
+        reasons.push(
+          `deployment ${deployment.name}: no agent of client ${deployment.settings.via?.client} is connected`,
+        );
       }
     }
     return reasons;
@@ -132,13 +144,14 @@ export class Edge {
     }
     this.sessions.close();
     for (const tunnel of this.tunnels.values()) await tunnel.close();
-    for (const close of this.#closers.splice(0).reverse()) await close();
+    for (const close of this.#closers.splice(0).toReversed()) await close();
   }
 
   async #start(): Promise<void> {
     const { config } = this;
     // Everything is made before anything listens, so that a fault leaves nothing bound.
-    for (const settings of deploymentSettings(config)) {
+    this.#filters = ipFilters(config);
+    for (const settings of deploymentSettings(config, this.#filters)) {
       this.deployments.set(settings.name, new Deployment(settings, this.#context));
     }
     for (const tunnel of config.tunnels) {
@@ -170,21 +183,22 @@ export class Edge {
       this.log.info({ address: address.address, port: address.port }, "metrics listening");
     }
     for (const tunnel of config.tunnels) {
-      const address = await this.tunnels
-        .get(tunnel.name)
-        ?.listen()
-        .catch((error: unknown) => {
-          throw listenFailure(`tunnels.${tunnel.name}.listen`, tunnel.listen, error);
-        });
-      this.log.info({ tunnel: tunnel.name, address: address?.address, port: address?.port }, "tunnel listening");
+      const server = this.tunnels.get(tunnel.name);
+      const address = await server?.listen().catch((error: unknown) => {
+        throw listenFailure(`tunnels.${tunnel.name}.listen`, tunnel.listen, error);
+      });
+      if (address === undefined) continue;
+      this.tunnelAddresses.set(tunnel.name, address);
+      this.log.info({ tunnel: tunnel.name, address: address.address, port: address.port }, "tunnel listening");
     }
     for (const deployment of this.deployments.values()) {
-      if (deployment.settings.startup === "auto") await this.#startDeployment(deployment);
+      if (deployment.settings.startup === "auto") await this.startDeployment(deployment);
     }
     this.#armInterim();
   }
 
-  async #startDeployment(deployment: Deployment): Promise<void> {
+  /** @throws Failure that names the listener when its address cannot be bound */
+  async startDeployment(deployment: Deployment): Promise<void> {
     const { listener } = deployment.settings;
     await deployment.start().catch((error: unknown) => {
       throw listenFailure(`listeners.${listener.name}.listen`, listener, error);
@@ -203,7 +217,8 @@ export class Edge {
     // What can fail comes first: certificates are read, and new addresses are bound beside the old ones.
     const certificates = new Map<string, Awaited<ReturnType<typeof loadTunnelCertificate>>>();
     for (const tunnel of next.tunnels) {
-      if (this.tunnels.has(tunnel.name)) certificates.set(tunnel.name, await loadTunnelCertificate(tunnel, before.stateDir));
+      if (this.tunnels.has(tunnel.name))
+        certificates.set(tunnel.name, await loadTunnelCertificate(tunnel, before.stateDir));
     }
     await this.#applyDeployments(next);
     for (const [name, tls] of certificates) this.tunnels.get(name)?.setTls(tls);
@@ -216,7 +231,8 @@ export class Edge {
   }
 
   async #applyDeployments(next: EdgeConfig): Promise<void> {
-    const wanted = new Map(deploymentSettings(next).map((settings) => [settings.name, settings]));
+    const filters = ipFilters(next);
+    const wanted = new Map(deploymentSettings(next, filters).map((settings) => [settings.name, settings]));
     const started: Deployment[] = [];
     const undo: (() => Promise<void>)[] = [];
     try {
@@ -231,14 +247,15 @@ export class Edge {
           continue;
         }
         const deployment = new Deployment(settings, this.#context);
-        if (settings.startup === "auto") await this.#startDeployment(deployment);
+        if (settings.startup === "auto") await this.startDeployment(deployment);
         started.push(deployment);
       }
     } catch (error) {
       for (const deployment of started) await deployment.stop({ type: "cut" });
-      for (const step of undo.reverse()) await step();
+      for (const step of undo.toReversed()) await step();
       throw error;
     }
+    this.#filters = filters;
     for (const deployment of started) this.deployments.set(deployment.name, deployment);
     for (const deployment of this.deployments.values()) {
       if (wanted.has(deployment.name)) continue;
@@ -277,4 +294,3 @@ export class Edge {
     this.#interimTimer.unref();
   }
 }
-

@@ -68,7 +68,8 @@ export function registerEdgeMetrics(registry: Registry, edge: Edge): void {
     registers,
     collect() {
       this.reset();
-      for (const { name, state } of edge.deployments.values()) this.set({ deployment: name }, state === "running" ? 1 : 0);
+      for (const { name, state } of edge.deployments.values())
+        this.set({ deployment: name }, state === "running" ? 1 : 0);
     },
   });
   new Gauge({

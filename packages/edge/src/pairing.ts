@@ -3,7 +3,7 @@ import { ExitCode, Failure } from "@sallyport/host";
 import { certificatePin, encodeToken, formatPairingLine } from "@sallyport/tunnel";
 import { X509Certificate } from "node:crypto";
 import { loadTunnelCertificate } from "./certificate.ts";
-import type { ClientStore } from "./client-store.ts";
+import type { ClientStore, NewToken } from "./client-store.ts";
 import type { EdgeConfig } from "./config.ts";
 
 export interface PairResult {
@@ -32,20 +32,22 @@ export async function rotateClient(request: PairRequest): Promise<PairResult> {
   return issue(request, (client) => request.clients.rotate(client));
 }
 
-async function issue(
-  request: PairRequest,
-  make: (client: string) => { token: Buffer; tokenId: string },
-): Promise<PairResult> {
+async function issue(request: PairRequest, make: (client: string) => Promise<NewToken>): Promise<PairResult> {
   const { config, client } = request;
   if (!config.clients.some(({ name }) => name === client)) {
-    throw new Failure(ExitCode.configuration, "clients", `${client} is not declared; add it to the configuration first`);
+    throw new Failure(
+      ExitCode.configuration,
+      "clients",
+      `${client} is not declared; add it to the configuration first`,
+    );
   }
   const tunnel = findTunnel(config, request.tunnel);
   // Before the token is made: a certificate that cannot be read must not leave a token that nobody has.
   const { cert } = await loadTunnelCertificate(tunnel, config.stateDir);
-  const { token, tokenId } = make(client);
+  const { token, tokenId } = await make(client);
   const der = new X509Certificate(cert).raw;
-  const pinned = tunnel.tls?.trust === "system" ? {} : { pin: certificatePin(der), certificate: der.toString("base64") };
+  const pinned =
+    tunnel.tls?.trust === "system" ? {} : { pin: certificatePin(der), certificate: der.toString("base64") };
   const { host, port } = tunnel.publicAddress ?? tunnel.listen;
   const address = `${host.includes(":") ? `[${host}]` : host}:${port}`;
   return { line: formatPairingLine({ address, client, token: encodeToken(token), ...pinned }), client, tokenId };

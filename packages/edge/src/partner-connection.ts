@@ -5,7 +5,14 @@
  * A refused source is closed at once: it causes no frame and no dial.
  */
 import type { Socket } from "node:net";
-import { DialError, type DialErrorReason, dial, formatIpAddress, type IpAddress, parsePeerAddress } from "@sallyport/host";
+import {
+  DialError,
+  type DialErrorReason,
+  dial,
+  formatIpAddress,
+  type IpAddress,
+  parsePeerAddress,
+} from "@sallyport/host";
 import { ResetCode } from "@sallyport/protocol";
 import { Ended, type Ending, endingOf, Splice } from "@sallyport/tunnel";
 import type { ConnectionFacts } from "./access-record.ts";
@@ -151,7 +158,7 @@ export class PartnerConnection {
     const { context, settings } = this.deployment;
     const admitted = context.admission.admit(address, this.deployment.counter);
     if (typeof admitted === "string") return this.#refuse(admitted);
-    const decision = settings.ipFilter?.decide(address);
+    const decision = settings.ipFilter?.decidePeer(this.#socket.remoteAddress);
     if (decision?.action === "block") {
       admitted.release();
       const { rule } = decision;
@@ -227,7 +234,13 @@ export class PartnerConnection {
     };
     this.#socket.once("close", onGone);
     const { host, port } = settings.directTarget ?? { host: target, port: 0 };
-    dial({ host, port, timeoutMs: settings.timeouts.connectMs, resolver: context.resolver, signal: controller.signal }).then(
+    dial({
+      host,
+      port,
+      timeoutMs: settings.timeouts.connectMs,
+      resolver: context.resolver,
+      signal: controller.signal,
+    }).then(
       ({ socket, address }) => {
         this.#socket.removeListener("close", onGone);
         if (this.#ended) {

@@ -6,7 +6,7 @@
  */
 import type { Socket } from "node:net";
 import { ResetCode } from "@sallyport/protocol";
-import { ActivityTimer, Ended, type Ending, endingOf } from "@sallyport/tunnel";
+import { ActivityTimer, Ended, type Ending, endingOf, onConfirmedEnd } from "@sallyport/tunnel";
 
 export interface RelayOptions {
   readonly partner: Socket;
@@ -66,7 +66,7 @@ export class Relay {
       this.#timer.touch();
       from.resume();
     });
-    from.on("end", () => {
+    onConfirmedEnd(from, () => {
       this.#timer.halfClose();
       to.end();
     });

@@ -11,3 +11,4 @@ export * from "./source-prefix.ts";
 export * from "./token.ts";
 export * from "./tunnel-client.ts";
 export * from "./tunnel-server.ts";
+export { onConfirmedEnd } from "./confirmed-end.ts";

@@ -160,7 +160,7 @@ describe("link loss", () => {
       count += chunk.length;
       if (count > (cuts + 1) * 4_000_000) {
         cuts += 1;
-        for (const link of [...ends.agent.links]) link.destroy();
+        for (const link of ends.agent.links) link.destroy();
         void ends.addLink();
       }
     });
@@ -182,7 +182,7 @@ describe("link loss", () => {
       ).then(async (ends) => {
         const partner = await ends.connectPartner();
         await once(partner, "data");
-        for (const link of [...ends.agent.links]) link.destroy();
+        for (const link of ends.agent.links) link.destroy();
         expect(await resetOf(partner)).toBe("ECONNRESET");
       });
     });

@@ -12,6 +12,7 @@
  */
 import type { Socket } from "node:net";
 import { ResetCode } from "@sallyport/protocol";
+import { onConfirmedEnd } from "./confirmed-end.ts";
 import { ActivityTimer } from "./activity-timer.ts";
 import type { StreamHandler, TunnelStream } from "./session-driver.ts";
 
@@ -70,7 +71,7 @@ export class Splice implements StreamHandler {
       },
     });
     socket.on("data", this.#onSocketData);
-    socket.on("end", this.#onSocketEnd);
+    onConfirmedEnd(socket, this.#onSocketEnd);
     socket.on("finish", this.#onSocketFinish);
     socket.on("error", this.#onSocketError);
     socket.on("close", this.#onSocketClose);
