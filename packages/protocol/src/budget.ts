@@ -1,6 +1,6 @@
 /**
  * A token bucket for frames that carry nothing: honest ends send few of them, so many of them are an attack or a bug
- * (docs/protocol.md §7). Pure; the caller passes the time.
+ * (docs/protocol.md §9). Pure; the caller passes the time.
  */
 export class Budget {
   readonly #capacity: number;
@@ -23,5 +23,10 @@ export class Budget {
     if (this.#tokens < 1) return false;
     this.#tokens -= 1;
     return true;
+  }
+
+  /** Adds tokens, up to the capacity, for something that makes the peer send such frames honestly. */
+  give(tokens: number): void {
+    this.#tokens = Math.min(this.#capacity, this.#tokens + tokens);
   }
 }

@@ -42,13 +42,14 @@ export class FrameWriter {
   }
 
   /**
-   * The largest frame that is worth starting here: it ends where a TLS record ends, unless that leaves it tiny. 0 when
-   * what is left is not worth a frame.
+   * The largest frame that is worth starting here: it ends where a TLS record ends. Where that would leave it tiny it
+   * ends in the middle of the next record, so that the frame after it can end on the boundary again. 0 when what is left
+   * is not worth a frame.
    */
   room(): number {
     const left = this.bytes.length - this.#used;
     const toBoundary = RECORD_BYTES - (this.#used % RECORD_BYTES);
-    const target = toBoundary < MIN_ALIGNED_BYTES ? toBoundary + RECORD_BYTES : toBoundary;
+    const target = toBoundary < MIN_ALIGNED_BYTES ? toBoundary + RECORD_BYTES / 2 : toBoundary;
     const length = Math.min(left, target) - this.#framing.headerBytes(MAX_FRAME_BYTES);
     if (length < MIN_ALIGNED_BYTES && this.#used > 0) return 0;
     return Math.max(0, Math.min(length, MAX_FRAME_BYTES));

@@ -14,6 +14,7 @@ import {
   encodeMessage,
   type GoAway,
   type Hello,
+  type MessageType,
   type Open,
   type Welcome,
 } from "./messages.ts";
@@ -51,7 +52,7 @@ export const FrameType = {
   pong: 0x21,
 } as const;
 
-const ResumeFlag = { request: 1, endReceived: 2, endConsumed: 4, all: 7 } as const;
+const ResumeFlag = { endReceived: 1, endConsumed: 2, all: 3 } as const;
 const CreditFlag = { endConsumed: 1, all: 1 } as const;
 
 /** Bytes of a stream at an absolute offset. Never empty. */
@@ -98,13 +99,16 @@ export interface CreditFrame {
 export interface ResumeFrame {
   readonly type: "resume";
   readonly stream: number;
-  /** Counts the requests of one end for this stream. An answer repeats the number of its request. */
+  /**
+   * The number of the sender's latest request for this stream, 0 before the first. In a request, its own number; in an
+   * answer, it tells which of the sender's requests the answer has overtaken.
+   */
   readonly epoch: number;
+  /** The number of the peer's request that this frame answers; 0 in a request. */
+  readonly answers: number;
   readonly received: number;
   readonly consumed: number;
   readonly limit: number;
-  /** An answer is expected. */
-  readonly request: boolean;
   readonly endReceived: boolean;
   readonly endConsumed: boolean;
 }
@@ -183,16 +187,19 @@ export function decodeFrame(bytes: Uint8Array): Frame {
       };
     }
     case FrameType.resume: {
-      expectLength(bytes, 34, "resume");
-      const flags = flagsAt(bytes, 33, ResumeFlag.all);
+      expectLength(bytes, 38, "resume");
+      const flags = flagsAt(bytes, 37, ResumeFlag.all);
+      const epoch = readU32(bytes, 5);
+      const answers = readU32(bytes, 9);
+      if (epoch === 0 && answers === 0) throw new ProtocolError("resume request 0 does not exist");
       return {
         type: "resume",
         stream: streamAt(bytes, 1),
-        epoch: readU32(bytes, 5),
-        received: readU64(bytes, 9),
-        consumed: readU64(bytes, 17),
-        limit: readU64(bytes, 25),
-        request: (flags & ResumeFlag.request) !== 0,
+        epoch,
+        answers,
+        received: readU64(bytes, 13),
+        consumed: readU64(bytes, 21),
+        limit: readU64(bytes, 29),
         endReceived: (flags & ResumeFlag.endReceived) !== 0,
         endConsumed: (flags & ResumeFlag.endConsumed) !== 0,
       };
@@ -234,38 +241,41 @@ export function writeDataHeader(out: Uint8Array, at: number, header: { stream: n
   writeU64(out, at + 5, header.offset);
 }
 
-function encodeControl(type: number, message: object): Uint8Array {
-  const body = encodeMessage(message);
+/** The bounds of its texts keep every control message below `MAX_CONTROL_FRAME_BYTES`. */
+function encodeControl(type: MessageType, message: object): Uint8Array {
+  const body = encodeMessage(type, message);
   const frame = new Uint8Array(1 + body.length);
-  frame[0] = type;
+  frame[0] = FrameType[type];
   frame.set(body, 1);
-  // What this end sends, the peer must be able to accept: a longer one is a bug of ours, not of the network.
-  if (frame.length > MAX_CONTROL_FRAME_BYTES) throw new RangeError("control frame is too large");
   return frame;
 }
 
-/** Encodes a frame into bytes of its own. DATA on the data path is written in place instead, see `writeDataHeader`. */
+/**
+ * Encodes a frame into bytes of its own. DATA on the data path is written in place instead, see `writeDataHeader`.
+ *
+ * @throws RangeError for a control message that the peer would refuse: what is sent was checked where it came from
+ */
 export function encodeFrame(frame: Frame): Uint8Array {
   switch (frame.type) {
     case "hello": {
       const { type: _, ...message } = frame;
-      return encodeControl(FrameType.hello, message);
+      return encodeControl("hello", message);
     }
     case "welcome": {
       const { type: _, ...message } = frame;
-      return encodeControl(FrameType.welcome, message);
+      return encodeControl("welcome", message);
     }
     case "open": {
       const { type: _, ...message } = frame;
-      return encodeControl(FrameType.open, message);
+      return encodeControl("open", message);
     }
     case "accept": {
       const { type: _, ...message } = frame;
-      return encodeControl(FrameType.accept, message);
+      return encodeControl("accept", message);
     }
     case "goAway": {
       const { type: _, ...message } = frame;
-      return encodeControl(FrameType.goAway, message);
+      return encodeControl("goAway", message);
     }
     case "data": {
       const out = new Uint8Array(DATA_HEADER_BYTES + frame.bytes.length);
@@ -304,17 +314,15 @@ export function encodeFrame(frame: Frame): Uint8Array {
       return out;
     }
     case "resume": {
-      const out = new Uint8Array(34);
+      const out = new Uint8Array(38);
       out[0] = FrameType.resume;
       writeU32(out, 1, frame.stream);
       writeU32(out, 5, frame.epoch);
-      writeU64(out, 9, frame.received);
-      writeU64(out, 17, frame.consumed);
-      writeU64(out, 25, frame.limit);
-      out[33] =
-        (frame.request ? ResumeFlag.request : 0) |
-        (frame.endReceived ? ResumeFlag.endReceived : 0) |
-        (frame.endConsumed ? ResumeFlag.endConsumed : 0);
+      writeU32(out, 9, frame.answers);
+      writeU64(out, 13, frame.received);
+      writeU64(out, 21, frame.consumed);
+      writeU64(out, 29, frame.limit);
+      out[37] = (frame.endReceived ? ResumeFlag.endReceived : 0) | (frame.endConsumed ? ResumeFlag.endConsumed : 0);
       return out;
     }
     case "ping":

@@ -93,12 +93,52 @@ const decoder = new Decoder({
   maxExtLength: 0,
 });
 
-/** Encodes a control message into bytes of its own. */
-export function encodeMessage(message: object): Uint8Array {
+const schemas = {
+  hello: helloSchema,
+  welcome: welcomeSchema,
+  open: openSchema,
+  accept: acceptSchema,
+  goAway: goAwaySchema,
+} as const;
+
+export type MessageType = keyof typeof schemas;
+
+/**
+ * Refuses a message of this end that the peer would refuse.
+ *
+ * @throws RangeError that names the field, not its value: a bug of the caller, who has not checked its input
+ */
+export function checkMessage(type: MessageType, message: object): void {
+  const result = schemas[type].safeParse(message);
+  if (!result.success) throw new RangeError(`${type} cannot be sent: ${firstIssue(result.error)}`);
+}
+
+/**
+ * Encodes a control message into bytes of its own.
+ *
+ * @throws RangeError as `checkMessage`
+ */
+export function encodeMessage(type: MessageType, message: object): Uint8Array {
+  checkMessage(type, message);
   return encoder.encode(message);
 }
 
-function decodeMessage<T>(body: Uint8Array, schema: z.ZodType<T>, type: string): T {
+/** Path and code of a fault; the value itself stays out of every log. */
+function firstIssue(error: z.ZodError): string {
+  const issue = error.issues[0];
+  const path = issue?.path.map(String).join(".") ?? "";
+  return `${path === "" ? "" : `${path}: `}${issue?.code ?? "invalid"}`;
+}
+
+/** How many keys the map at the start of `body` declares; 0 for anything else. */
+function declaredKeys(body: Uint8Array): number {
+  const first = body[0] ?? 0;
+  if ((first & 0xf0) === 0x80) return first & 0x0f;
+  // map 16; a map 32 has no business in 4 KiB.
+  return first === 0xde ? (body[1] ?? 0) * 256 + (body[2] ?? 0) : 0;
+}
+
+function decodeMessage<T extends object>(body: Uint8Array, schema: z.ZodType<T>, type: MessageType): T {
   let value: unknown;
   try {
     value = decoder.decode(body);
@@ -106,11 +146,10 @@ function decodeMessage<T>(body: Uint8Array, schema: z.ZodType<T>, type: string):
     throw new ProtocolError(`${type} is not a valid msgpack message`);
   }
   const result = schema.safeParse(value);
-  if (result.success) return result.data;
-  const issue = result.error.issues[0];
-  // Path and code name the fault; the value itself stays out of every log.
-  const path = issue?.path.map(String).join(".") ?? "";
-  throw new ProtocolError(`${type} is malformed: ${path === "" ? "" : `${path}: `}${issue?.code ?? "invalid"}`);
+  if (!result.success) throw new ProtocolError(`${type} is malformed: ${firstIssue(result.error)}`);
+  // The decoder lets the last of two equal keys win; two readers could see two different orders.
+  if (Object.keys(result.data).length !== declaredKeys(body)) throw new ProtocolError(`${type} repeats a key`);
+  return result.data;
 }
 
 export function decodeHello(body: Uint8Array): Hello {
@@ -130,5 +169,5 @@ export function decodeAccept(body: Uint8Array): Accept {
 }
 
 export function decodeGoAway(body: Uint8Array): GoAway {
-  return decodeMessage(body, goAwaySchema, "go away");
+  return decodeMessage(body, goAwaySchema, "goAway");
 }

@@ -8,8 +8,17 @@
  */
 import { CloseCode, ProtocolError } from "./codes.ts";
 
-/** The most pieces that may wait for a gap to fill: 256 KiB in the smallest pieces that an honest sender cuts. */
+/**
+ * The most pieces that may wait for a gap to fill. A sender that continues a stream elsewhere starts where the receiver
+ * stands, so an honest one leaves few gaps; the bound is for one that leaves a gap at every other byte.
+ */
 const MAX_SEGMENTS = 1_024;
+
+/**
+ * The most bytes whose consumption may go untold, in bytes. A sender keeps what is not acknowledged and may have less
+ * room for that than the window is wide; it has to hear before its room is full.
+ */
+const MAX_UNTOLD_BYTES = 65_536;
 
 interface Segment {
   readonly offset: number;
@@ -134,13 +143,11 @@ export class ReceiveBuffer {
     return this.#window;
   }
 
-  /** Whether a CREDIT is worth a frame: a quarter of the window was consumed since the last one. */
+  /** Whether a CREDIT is worth a frame: a quarter of the window, or 64 KiB, was consumed since the last one. */
   get creditDue(): boolean {
     if (this.complete) return false;
-    return (
-      this.#consumed + this.#window - this.#limit >= this.#window / 4 ||
-      this.#consumed - this.#announcedConsumed >= this.#window / 4
-    );
+    const due = Math.min(this.#window / 4, MAX_UNTOLD_BYTES);
+    return this.#consumed + this.#window - this.#limit >= due || this.#consumed - this.#announcedConsumed >= due;
   }
 
   /** Moves the limit as far as the window allows; what it returns is sent to the peer. */
@@ -162,7 +169,10 @@ export class ReceiveBuffer {
       const stop = next === undefined ? end : Math.min(end, next.offset);
       if (stop > start) {
         if (this.#segments.length >= MAX_SEGMENTS) throw new CreditExceeded();
-        this.#segments.splice(at, 0, { offset: start, bytes: bytes.slice(start - offset, stop - offset) });
+        // A copy of its own: a view would keep the whole message alive, and `slice` of a Node buffer is a view.
+        const copy = new Uint8Array(stop - start);
+        copy.set(bytes.subarray(start - offset, stop - offset));
+        this.#segments.splice(at, 0, { offset: start, bytes: copy });
         this.#segmentBytes += stop - start;
         at += 1;
       }

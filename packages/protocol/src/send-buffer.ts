@@ -3,8 +3,8 @@
  * is the queue of what is still to be sent and the replay buffer at once, so that a stream can be continued on another
  * link from any offset that the peer may ask for.
  *
- * Bounded by the credit of the peer: the application stops writing when `queued` reaches the limit (see `Stream`), so
- * at most one window and one chunk are held.
+ * Bounded by the credit of the peer and by a size of this end's own: the application stops writing when either is
+ * reached (see `Stream.writable`), so at most that and one chunk are held.
  */
 interface Chunk {
   readonly start: number;
@@ -89,7 +89,6 @@ export class SendBuffer {
     let head = this.#head;
     for (;;) {
       const chunk = this.#chunks[head];
-      // A collector that still has room keeps its place at the end, or the next small write would need a new one.
       if (chunk === undefined || chunk.start + chunk.length > offset) break;
       head += 1;
     }
@@ -118,11 +117,10 @@ export class SendBuffer {
   }
 
   #indexOf(offset: number): number {
-    const cursor = this.#chunks[this.#cursor];
-    if (this.#cursor >= this.#head && cursor !== undefined) {
-      if (offset >= cursor.start && offset < cursor.start + cursor.length) return this.#cursor;
-      const next = this.#chunks[this.#cursor + 1];
-      if (next !== undefined && offset === next.start) return this.#cursor + 1;
+    // The chunk before the cursor is a collector that has grown since it was read to its end.
+    for (let index = Math.max(this.#head, this.#cursor - 1); index <= this.#cursor; index += 1) {
+      const chunk = this.#chunks[index];
+      if (chunk !== undefined && offset >= chunk.start && offset < chunk.start + chunk.length) return index;
     }
     // Only after a move to another link, or at the end of what is queued.
     for (let index = this.#head; index < this.#chunks.length; index += 1) {

@@ -15,7 +15,7 @@ import { CloseCode, ProtocolError, ResetCode } from "./codes.ts";
 import { DATA_HEADER_BYTES, decodeFrame, encodeFrame, type Frame, type ResumeFrame, writeDataHeader } from "./frame.ts";
 import type { FrameWriter } from "./frame-writer.ts";
 import { LinkState } from "./link-state.ts";
-import type { Open } from "./messages.ts";
+import { checkMessage, type Open } from "./messages.ts";
 import { CreditExceeded, ReceiveBuffer } from "./receive-buffer.ts";
 import { Stream } from "./stream.ts";
 
@@ -29,6 +29,11 @@ export interface SessionOptions {
   readonly initialCredit: number;
   /** Window of each stream for what this end receives, in bytes. Default 256 KiB. */
   readonly windowBytes?: number;
+  /**
+   * How much a stream holds for sending, in bytes, however much credit the peer gives; at least 128 KiB. One chunk may
+   * go beyond it. Default 1 MiB.
+   */
+  readonly sendBufferBytes?: number;
   /** A link on which nothing was heard for this long is lost. Default 25,000. */
   readonly heartbeatTimeoutMs?: number;
   /** A PING goes out on each link this often. Default 10,000. */
@@ -66,6 +71,9 @@ export type SessionEvent =
   | { readonly type: "ended"; readonly code: CloseCode; readonly reason: string };
 
 const DEFAULT_WINDOW_BYTES = 262_144;
+const DEFAULT_SEND_BUFFER_BYTES = 1_048_576;
+/** Twice what a receiver may leave unacknowledged (`MAX_UNTOLD_BYTES`); with less both ends could wait for each other. */
+const MIN_SEND_BUFFER_BYTES = 131_072;
 
 /** Breaches of credit that a session survives within `CREDIT_BREACH_PERIOD_MS`; each costs its stream. */
 const MAX_CREDIT_BREACHES = 2;
@@ -74,11 +82,15 @@ const CREDIT_BREACH_PERIOD_MS = 60_000;
 /** Late DATA shorter than this counts against the budget; longer late DATA is what was in flight at a reset. */
 const USELESS_DATA_BYTES = 256;
 
+/** The honest late frames that the end of one stream may cause at this end: END, CREDIT, CLOSED, RESUME. */
+const LATE_FRAMES_PER_STREAM = 4;
+
 export class Session {
   readonly role: SessionRole;
   readonly #maxStreams: number;
   readonly #initialCredit: number;
   readonly #windowBytes: number;
+  readonly #sendBufferBytes: number;
   readonly #heartbeatIntervalMs: number;
   readonly #heartbeatTimeoutMs: number;
   readonly #resumeTimeoutMs: number;
@@ -96,7 +108,8 @@ export class Session {
   readonly #unseen = new Set<number>();
   #detachedAt: number | undefined;
   #creditBreaches: number[] = [];
-  #draining = false;
+  /** What GO_AWAY says, once this end has said it. */
+  #goAway: { readonly code: CloseCode; readonly reason: string } | undefined;
   #peerDraining = false;
   #ended = false;
   #nextPingToken = 1;
@@ -109,11 +122,13 @@ export class Session {
     this.#maxStreams = options.maxStreams;
     this.#initialCredit = options.initialCredit;
     this.#windowBytes = options.windowBytes ?? DEFAULT_WINDOW_BYTES;
+    this.#sendBufferBytes = Math.max(MIN_SEND_BUFFER_BYTES, options.sendBufferBytes ?? DEFAULT_SEND_BUFFER_BYTES);
     this.#heartbeatIntervalMs = options.heartbeatIntervalMs ?? 10_000;
     this.#heartbeatTimeoutMs = options.heartbeatTimeoutMs ?? 25_000;
     this.#resumeTimeoutMs = options.resumeTimeoutMs ?? 60_000;
-    // Resets that cross each other are honest and useless; all streams at once may do so.
-    this.#useless = new Budget({ capacity: 2_000 + options.maxStreams, perSecond: 1_000 });
+    // Resets that cross each other are honest and useless, and a lost link makes each of its streams ask; all streams
+    // at once may do both.
+    this.#useless = new Budget({ capacity: 2_000 + 2 * options.maxStreams, perSecond: 1_000 });
   }
 
   // ── what the application asks ──────────────────────────────────────────────────────────────────────────────────
@@ -132,7 +147,7 @@ export class Session {
 
   /** No new streams: this end or the peer is draining, or the session is over. */
   get draining(): boolean {
-    return this.#draining || this.#peerDraining || this.#ended;
+    return this.#goAway !== undefined || this.#peerDraining || this.#ended;
   }
 
   /** Bytes of all streams that are in memory at this end. Linear in the number of streams: for metrics only. */
@@ -147,7 +162,11 @@ export class Session {
     return this.#links.get(link)?.roundTripMs;
   }
 
-  /** Edge only: opens a stream on the least loaded link and returns its id, or says why not. */
+  /**
+   * Edge only: opens a stream on the least loaded link and returns its id, or says why not.
+   *
+   * @throws RangeError when the peer would refuse the request as malformed
+   */
   open(request: OpenRequest): number | OpenRefusal {
     if (this.role !== "edge") throw new Error("only the edge opens streams");
     if (this.draining) return "draining";
@@ -155,13 +174,15 @@ export class Session {
     if (this.#lastStream >= 0xffff_ffff) return "idsExhausted";
     const link = this.#leastLoaded();
     if (link === undefined) return "noLink";
-    this.#lastStream += 1;
-    const id = this.#lastStream;
+    const id = this.#lastStream + 1;
+    const openFrame = encodeFrame({ type: "open", stream: id, ...request, limit: this.#windowBytes });
+    this.#lastStream = id;
     const stream = new Stream({
       id,
       sendLimit: this.#initialCredit,
+      sendBufferBytes: this.#sendBufferBytes,
       receive: new ReceiveBuffer(this.#windowBytes, this.#windowBytes),
-      open: { stream: id, ...request, limit: this.#windowBytes },
+      openFrame,
     });
     stream.owesOpen = true;
     this.#streams.set(id, stream);
@@ -170,12 +191,17 @@ export class Session {
     return id;
   }
 
-  /** Agent only: the target is connected. */
+  /**
+   * Agent only: the target is connected. Comes before everything else that the agent says on the stream, save `reset`.
+   *
+   * @throws RangeError when `address` is more than 64 printable characters
+   */
   accept(id: number, address: string): void {
+    if (this.role !== "agent") throw new Error("only the agent accepts streams");
     const stream = this.#streams.get(id);
     if (stream === undefined || stream.phase !== "opening") return;
+    checkMessage("accept", { stream: id, address, limit: 0 });
     stream.phase = "open";
-    stream.openMessage = undefined;
     stream.acceptedAddress = address;
     stream.owesAccept = true;
     this.#schedule(stream);
@@ -189,6 +215,7 @@ export class Session {
     const stream = this.#streams.get(id);
     if (stream === undefined || stream.phase === "resetting") return true;
     if (stream.ending) throw new Error("write after end");
+    if (this.role === "agent" && stream.phase === "opening") throw new Error("write before accept");
     stream.send.append(bytes);
     this.#schedule(stream);
     stream.blocked = !stream.writable;
@@ -199,6 +226,7 @@ export class Session {
   end(id: number): void {
     const stream = this.#streams.get(id);
     if (stream === undefined || stream.ending || stream.phase === "resetting") return;
+    if (this.role === "agent" && stream.phase === "opening") throw new Error("end before accept");
     stream.ending = true;
     this.#schedule(stream);
   }
@@ -220,10 +248,15 @@ export class Session {
     }
   }
 
-  /** The `end` event has been carried out: the destination has all bytes and the FIN. */
+  /**
+   * The `end` event has been carried out: the destination has all bytes and the FIN.
+   *
+   * @throws RangeError when `consume` has not accounted for all bytes before
+   */
   consumeEnd(id: number): void {
     const stream = this.#streams.get(id);
     if (stream === undefined || !stream.endDelivered || stream.endConsumed || stream.phase === "resetting") return;
+    if (stream.receive.unconsumed > 0) throw new RangeError("end consumed before its bytes");
     stream.endConsumed = true;
     stream.owesCredit = true;
     this.#schedule(stream);
@@ -234,10 +267,15 @@ export class Session {
     return this.#streams.get(id)?.send.acknowledged ?? 0;
   }
 
-  /** Takes no new streams from now on and tells the peer. Running streams go on. */
+  /**
+   * Takes no new streams from now on and tells the peer. Running streams go on.
+   *
+   * @throws RangeError when `reason` is more than 200 printable characters
+   */
   goAway(code: CloseCode, reason: string): void {
-    if (this.#draining || this.#ended) return;
-    this.#draining = true;
+    if (this.#goAway !== undefined || this.#ended) return;
+    checkMessage("goAway", { code, reason });
+    this.#goAway = { code, reason };
     for (const link of this.#links.values()) link.urgent.push(encodeFrame({ type: "goAway", code, reason }));
   }
 
@@ -269,7 +307,7 @@ export class Session {
     this.#links.set(id, link);
     if (this.#detachedAt !== undefined) this.counters.resumptions += 1;
     this.#detachedAt = undefined;
-    if (this.#draining) link.urgent.push(encodeFrame({ type: "goAway", code: CloseCode.drain, reason: "" }));
+    if (this.#goAway !== undefined) link.urgent.push(encodeFrame({ type: "goAway", ...this.#goAway }));
     for (const stream of this.#streams.values()) {
       if (stream.link === undefined) this.#move(stream, link);
     }
@@ -281,8 +319,11 @@ export class Session {
     if (link === undefined) return;
     this.#links.delete(id);
     this.counters.linksLost += 1;
+    // The peer has lost the link as well and asks for as many streams.
+    this.#useless.give(this.#streams.size);
     for (const stream of this.#streams.values()) {
       if (stream.link === link) this.#move(stream, this.#leastLoaded());
+      else if (stream.askedOn === link && stream.phase !== "resetting") this.#move(stream, stream.link);
     }
     if (this.#links.size === 0 && !this.#ended) {
       this.#detachedAt = now;
@@ -376,6 +417,7 @@ export class Session {
           if (frame.bytes.length < USELESS_DATA_BYTES) this.#countUseless(now);
           return;
         }
+        if (this.role === "edge" && stream.phase === "opening") throw new ProtocolError("data before accept");
         let bytes = stream.receive.receive(frame.offset, frame.bytes);
         while (bytes !== undefined) {
           this.#emit({ type: "data", stream: stream.id, bytes });
@@ -387,16 +429,15 @@ export class Session {
       case "end": {
         const stream = this.#known(frame.stream);
         if (stream === undefined || stream.phase === "resetting") return this.#countUseless(now);
+        if (this.role === "edge" && stream.phase === "opening") throw new ProtocolError("end before accept");
         stream.receive.end(frame.offset);
         this.#deliverEnd(stream);
         return;
       }
       case "credit": {
         const stream = this.#known(frame.stream);
-        if (stream === undefined || stream.phase === "resetting") return;
-        const before = stream.send.acknowledged + stream.sendLimit;
-        this.#acknowledge(stream, frame);
-        if (before === stream.send.acknowledged + stream.sendLimit && !frame.endConsumed) this.#countUseless(now);
+        if (stream === undefined || stream.phase === "resetting") return this.#countUseless(now);
+        if (!this.#acknowledge(stream, frame)) this.#countUseless(now);
         this.#removeIfFinished(stream);
         return;
       }
@@ -404,14 +445,11 @@ export class Session {
         this.#handleResume(link, frame, now);
         return;
       case "reset": {
-        if (this.role === "agent") {
-          // An edge that gives up before its OPEN went out sends RESET alone, and a lost OPEN is not repeated then.
-          this.#noteStream(frame.stream);
-          this.#unseen.delete(frame.stream);
-        }
+        // An edge that gives up before its OPEN went out sends RESET alone, and a lost OPEN is not repeated then.
+        const unopened = this.role === "agent" && this.#firstSeen(frame.stream);
         const stream = this.#known(frame.stream);
         this.#pushClosed(link, frame.stream);
-        if (stream === undefined) return this.#countUseless(now);
+        if (stream === undefined) return unopened ? undefined : this.#countUseless(now);
         if (stream.phase !== "resetting") {
           this.#emit({ type: "reset", stream: stream.id, code: frame.code, by: "peer" });
         }
@@ -423,8 +461,9 @@ export class Session {
         if (stream === undefined) return this.#countUseless(now);
         if (stream.phase === "resetting") {
           this.#remove(stream);
-        } else if (stream.endSent && stream.endConsumed) {
-          // The peer forgot the stream because it was through on both sides; only its last word had been lost.
+        } else if (stream.endEverSent && stream.endConsumed) {
+          // The peer forgot the stream because it was through on both sides; only its last word had been lost. Had it
+          // reset the stream, it would have waited for our CLOSED.
           stream.endAcknowledged = true;
           stream.endConsumedAnnounced = true;
           this.#removeIfFinished(stream);
@@ -443,7 +482,7 @@ export class Session {
         if (stream === undefined || stream.phase === "resetting") return this.#countUseless(now);
         if (stream.phase === "open") return this.#countUseless(now);
         stream.phase = "open";
-        stream.openMessage = undefined;
+        stream.openFrame = undefined;
         stream.owesOpen = false;
         this.#emit({ type: "accept", stream: stream.id, address: frame.address });
         this.#raiseLimit(stream, frame.limit);
@@ -478,31 +517,33 @@ export class Session {
 
   #handleOpen(link: LinkState, frame: { readonly type: "open" } & Open, now: number): void {
     if (this.role === "edge") throw new ProtocolError("open at the edge");
-    const fresh = this.#noteStream(frame.stream) || this.#unseen.delete(frame.stream);
-    if (!fresh) {
-      const stream = this.#streams.get(frame.stream);
-      this.#countUseless(now);
+    const { type: _, ...open } = frame;
+    if (!this.#firstSeen(open.stream)) {
       // Repeated because its link was lost: the answer may have been lost with it.
+      this.#charge(now);
+      const stream = this.#streams.get(open.stream);
       if (stream === undefined) {
-        this.#pushClosed(link, frame.stream);
+        this.counters.uselessFrames += 1;
+        this.#pushClosed(link, open.stream);
+      } else if (!sameOpen(stream.openMessage, open)) {
+        throw new ProtocolError("stream id is used again");
       } else if (stream.phase === "open") {
-        this.#assign(stream, link);
-        stream.owesAccept = true;
-        this.#schedule(stream);
+        stream.acceptAsked = true;
       }
       return;
     }
-    if (this.#streams.size >= this.#maxStreams || this.#draining) {
+    if (this.#streams.size >= this.#maxStreams || this.#goAway !== undefined) {
       // Refused without state; if this word is lost, the repeated OPEN is answered by CLOSED.
-      const code = this.#draining ? ResetCode.shutdown : ResetCode.limit;
-      this.#pushUrgent(link, { type: "reset", stream: frame.stream, offset: 0, code });
+      const code = this.#goAway === undefined ? ResetCode.limit : ResetCode.shutdown;
+      this.#pushUrgent(link, { type: "reset", stream: open.stream, offset: 0, code });
       return;
     }
-    const { type: _, ...open } = frame;
     const stream = new Stream({
-      id: frame.stream,
-      sendLimit: frame.limit,
+      id: open.stream,
+      sendLimit: open.limit,
+      sendBufferBytes: this.#sendBufferBytes,
       receive: new ReceiveBuffer(this.#initialCredit, this.#windowBytes),
+      openMessage: open,
     });
     this.#streams.set(stream.id, stream);
     this.#assign(stream, link);
@@ -510,29 +551,27 @@ export class Session {
   }
 
   #handleResume(link: LinkState, frame: ResumeFrame, now: number): void {
+    const request = frame.answers === 0;
     const stream = this.#known(frame.stream);
     if (stream === undefined) {
       this.#countUseless(now);
-      if (frame.request) this.#pushClosed(link, frame.stream);
+      if (request) this.#pushClosed(link, frame.stream);
       return;
     }
-    if (frame.request) {
-      if (frame.epoch <= stream.peerEpoch) return this.#countUseless(now);
-      stream.peerEpoch = frame.epoch;
-      // The peer has given up the link on which this stream ran, whether or not we have noticed.
-      this.#assign(stream, link);
-      if (stream.phase === "resetting") {
-        stream.owesReset = true;
-        this.#schedule(stream);
-        return;
-      }
-      if (stream.phase === "opening" && this.role === "edge") stream.owesOpen = true;
-      stream.owesAnswer = frame.epoch;
-    } else if (frame.epoch !== stream.epoch || !stream.awaitingResume) {
-      return this.#countUseless(now);
+    if (!(request ? this.#takeRequest(stream, link, frame) : this.#takeAnswer(stream, frame))) {
+      // Overtaken: where to continue is known from a newer frame.
+      this.#countUseless(now);
+      return;
     }
-    if (stream.phase === "resetting") return;
+    if (request) this.#charge(now);
+    if (stream.phase === "resetting") {
+      if (request) stream.owesReset = true;
+      this.#schedule(stream);
+      return;
+    }
+    if (frame.consumed > frame.received) throw new ProtocolError("more consumed than received");
     if (frame.received > stream.highestSent) throw new ProtocolError("resume beyond what was sent");
+    if (frame.endReceived && !stream.endEverSent) throw new ProtocolError("end received that was not sent");
     if (frame.received < stream.send.acknowledged) {
       // Its state is older than what it had acknowledged: the bytes in between are gone.
       this.#emit({ type: "reset", stream: stream.id, code: ResetCode.stateLost, by: "session" });
@@ -542,23 +581,55 @@ export class Session {
     this.#acknowledge(stream, frame);
     stream.awaitingResume = false;
     stream.cursor = frame.received;
-    if (stream.endSent && !frame.endReceived) stream.endSent = false;
+    stream.endSent = frame.endReceived;
+    if (stream.acceptAsked) {
+      stream.acceptAsked = false;
+      stream.owesAccept = true;
+    }
     this.#schedule(stream);
     this.#removeIfFinished(stream);
   }
 
-  /** Applies what CREDIT and RESUME have in common. Values that are older than what is known change nothing. */
-  #acknowledge(stream: Stream, frame: { consumed: number; limit: number; endConsumed: boolean }): void {
+  /** False when a newer request, or an answer that tells as much, has arrived before. */
+  #takeRequest(stream: Stream, link: LinkState, frame: ResumeFrame): boolean {
+    if (frame.epoch <= stream.peerEpoch) return false;
+    stream.peerEpoch = frame.epoch;
+    // The peer has given up the link on which this stream ran, whether or not we have noticed.
+    this.#assign(stream, link);
+    if (stream.phase === "resetting") return true;
+    // It tells all that an answer to a request of ours would, and the answer to it all that our request would.
+    stream.owesResume = false;
+    stream.owesAnswer = frame.epoch;
+    if (stream.phase === "opening" && this.role === "edge") stream.owesOpen = true;
+    return true;
+  }
+
+  /** False when the answer is to a request that is not waited for any more. */
+  #takeAnswer(stream: Stream, frame: ResumeFrame): boolean {
+    if (frame.answers > stream.epoch) throw new ProtocolError("answer to a request that was not made");
+    // Requests of the peer that are still on their way, on a slower link, are older than this.
+    if (frame.epoch > stream.peerEpoch) stream.peerEpoch = frame.epoch;
+    return frame.answers === stream.epoch && stream.awaitingResume;
+  }
+
+  /**
+   * Applies what CREDIT and RESUME have in common; says whether anything of it was new. Values that are older than what
+   * is known change nothing.
+   */
+  #acknowledge(stream: Stream, frame: { consumed: number; limit: number; endConsumed: boolean }): boolean {
     if (frame.consumed > stream.highestSent) throw new ProtocolError("credit for bytes that were not sent");
     if (frame.limit < frame.consumed) throw new ProtocolError("limit below what was consumed");
+    let isNew = frame.consumed > stream.send.acknowledged || frame.limit > stream.sendLimit;
     if (frame.endConsumed) {
-      if (!stream.endSent && !stream.ending) throw new ProtocolError("end acknowledged that was not sent");
+      if (!stream.endEverSent) throw new ProtocolError("end acknowledged that was not sent");
       if (frame.consumed !== stream.send.queued) throw new ProtocolError("end acknowledged before its bytes");
+      isNew ||= !stream.endAcknowledged;
       stream.endAcknowledged = true;
     }
     stream.send.acknowledge(frame.consumed);
     if (stream.cursor < stream.send.acknowledged) stream.cursor = stream.send.acknowledged;
     this.#raiseLimit(stream, frame.limit);
+    return isNew;
   }
 
   #raiseLimit(stream: Stream, limit: number): void {
@@ -596,9 +667,9 @@ export class Session {
     return stream;
   }
 
-  /** Agent: takes note of an id; true when it is higher than all before. Ids between are expected on other links. */
-  #noteStream(id: number): boolean {
-    if (id <= this.#lastStream) return false;
+  /** Agent: takes note of an id; true when it is seen for the first time. Lower ids are expected on other links. */
+  #firstSeen(id: number): boolean {
+    if (id <= this.#lastStream) return this.#unseen.delete(id);
     if (id - this.#lastStream + this.#unseen.size > this.#maxStreams + 1_024) {
       throw new ProtocolError("stream ids leap");
     }
@@ -609,6 +680,11 @@ export class Session {
 
   #countUseless(now: number): void {
     this.counters.uselessFrames += 1;
+    this.#charge(now);
+  }
+
+  /** Accounts for a frame that costs this end more than it brings. */
+  #charge(now: number): void {
     if (!this.#useless.take(now)) throw new ProtocolError("too many frames that carry nothing", CloseCode.budget);
   }
 
@@ -617,8 +693,7 @@ export class Session {
   #leastLoaded(): LinkState | undefined {
     let best: LinkState | undefined;
     for (const link of this.#links.values()) {
-      if (best === undefined || (best.draining && !link.draining)) best = link;
-      else if (link.draining === best.draining && link.streams < best.streams) best = link;
+      if (best === undefined || link.streams < best.streams) best = link;
     }
     return best;
   }
@@ -627,20 +702,21 @@ export class Session {
     if (stream.link === link) return;
     if (stream.link !== undefined) stream.link.streams -= 1;
     stream.link = link;
-    // The lists of the old link skip a stream that is no longer theirs.
-    stream.inControlQueue = false;
-    stream.inDataQueue = false;
+    stream.controlTurn.leave();
+    stream.dataTurn.leave();
     if (link !== undefined) link.streams += 1;
   }
 
-  /** The link of a stream is gone: what it owed may be lost, and both ends say how far they got. */
+  /** A link of a stream is gone: what it carried may be lost, and both ends say how far they got. */
   #move(stream: Stream, link: LinkState | undefined): void {
     this.#assign(stream, link);
+    stream.askedOn = undefined;
     if (stream.phase === "resetting") {
       stream.owesReset = true;
     } else {
       if (stream.phase === "opening" && this.role === "edge") stream.owesOpen = true;
-      if (stream.owesAnswer !== undefined) stream.owesAnswer = undefined;
+      // Our request tells the peer what an answer to its own would.
+      stream.owesAnswer = undefined;
       stream.epoch += 1;
       stream.owesResume = true;
       stream.awaitingResume = true;
@@ -664,6 +740,7 @@ export class Session {
 
   #remove(stream: Stream): void {
     this.#streams.delete(stream.id);
+    this.#useless.give(LATE_FRAMES_PER_STREAM);
     this.#assign(stream, undefined);
     stream.send.clear();
   }
@@ -672,14 +749,8 @@ export class Session {
   #schedule(stream: Stream): void {
     const { link } = stream;
     if (link === undefined) return;
-    if (!stream.inControlQueue && stream.owesControl) {
-      stream.inControlQueue = true;
-      link.control.push(stream);
-    }
-    if (!stream.inDataQueue && stream.sendable) {
-      stream.inDataQueue = true;
-      link.fresh.push(stream);
-    }
+    if (!stream.controlTurn.waiting && stream.owesControl) link.control.push(stream.controlTurn);
+    if (!stream.dataTurn.waiting && stream.sendable) link.fresh.push(stream.dataTurn);
   }
 
   #pushClosed(link: LinkState, stream: number): void {
@@ -719,13 +790,11 @@ export class Session {
       const frame = link.urgent.shift();
       if (frame !== undefined) writer.put(frame);
     }
-    while (link.control.length > 0) {
+    while (!link.control.empty) {
       if (!writer.fits(MAX_QUEUED_CONTROL_BYTES)) return false;
       const stream = link.control.shift();
       if (stream === undefined) break;
-      if (stream.link !== link || !stream.inControlQueue) continue;
       const frame = stream.nextControlFrame();
-      stream.inControlQueue = false;
       if (frame !== undefined) writer.put(frame);
       this.#schedule(stream);
       this.#removeIfFinished(stream);
@@ -737,40 +806,28 @@ export class Session {
     for (;;) {
       const room = writer.room();
       if (room <= DATA_HEADER_BYTES) return;
-      const stream = this.#nextTurn(link);
+      const stream = link.fresh.shift() ?? link.bulk.shift();
       if (stream === undefined) return;
+      // It had its turn, and nothing more has come since: it leaves.
+      if (!stream.sendable) continue;
       const length = stream.nextDataBytes(room - DATA_HEADER_BYTES);
       if (length > 0) {
         const at = writer.begin(DATA_HEADER_BYTES + length);
         writeDataHeader(writer.bytes, at, { stream: stream.id, offset: stream.cursor });
         stream.send.read(stream.cursor, length, writer.bytes, at + DATA_HEADER_BYTES);
         const end = stream.cursor + length;
-        this.counters.retransmittedBytes += Math.max(0, Math.min(end, stream.highestSent) - stream.cursor);
+        if (stream.cursor < stream.highestSent) {
+          this.counters.retransmittedBytes += Math.min(end, stream.highestSent) - stream.cursor;
+        }
         stream.cursor = end;
         if (end > stream.highestSent) stream.highestSent = end;
       }
       if (stream.ending && !stream.endSent && stream.cursor === stream.send.queued && writer.fits(END_FRAME_BYTES)) {
         stream.endSent = true;
+        stream.endEverSent = true;
         writer.put(encodeFrame({ type: "end", stream: stream.id, offset: stream.cursor }));
       }
-      if (stream.sendable) {
-        stream.inDataQueue = true;
-        link.bulk.push(stream);
-      }
-    }
-  }
-
-  /** The stream whose turn it is; it is in none of the lists afterwards. */
-  #nextTurn(link: LinkState): Stream | undefined {
-    for (;;) {
-      const takeFresh = link.fresh.length > 0 && (link.bulk.length === 0 || link.freshServed < link.bulk.length + 64);
-      const stream = takeFresh ? link.fresh.shift() : link.bulk.shift();
-      if (takeFresh) link.freshServed += 1;
-      else link.freshServed = 0;
-      if (stream === undefined) return undefined;
-      if (stream.link !== link || !stream.inDataQueue) continue;
-      stream.inDataQueue = false;
-      if (stream.sendable) return stream;
+      link.bulk.push(stream.dataTurn);
     }
   }
 }
@@ -790,4 +847,15 @@ function resetCodeOf(code: CloseCode): ResetCode {
     default:
       return ResetCode.sessionLost;
   }
+}
+
+function sameOpen(first: Open | undefined, repeated: Open): boolean {
+  return (
+    first !== undefined &&
+    first.connection === repeated.connection &&
+    first.target === repeated.target &&
+    first.deployment === repeated.deployment &&
+    first.partner === repeated.partner &&
+    first.limit === repeated.limit
+  );
 }

@@ -18,16 +18,24 @@ import type { LinkState } from "./link-state.ts";
 import type { Open } from "./messages.ts";
 import type { ReceiveBuffer } from "./receive-buffer.ts";
 import { SendBuffer } from "./send-buffer.ts";
+import { Turn } from "./turn-list.ts";
 
 export type StreamPhase = "opening" | "open" | "resetting";
 
 export class Stream {
   readonly id: number;
-  /** Kept until the peer accepts, because OPEN is repeated when the link that carried it dies. */
-  openMessage: Open | undefined;
+  /** Edge: the encoded OPEN, kept until the peer accepts, because it is repeated when the link that carried it dies. */
+  openFrame: Uint8Array | undefined;
+  /** Agent: the OPEN as it came first; a repeated one says the same. */
+  readonly openMessage: Open | undefined;
   phase: StreamPhase = "opening";
   /** The link that carries this stream; undefined while the session has none. */
   link: LinkState | undefined;
+  /**
+   * The link on which our latest RESUME request went out. Requests of both ends may cross on two links and each end then
+   * follows the other's, so that the peer speaks on this link and we on another: its loss concerns the stream, too.
+   */
+  askedOn: LinkState | undefined;
 
   readonly send = new SendBuffer();
   /** Next offset to put into a DATA frame; goes back when the stream is resumed. */
@@ -38,7 +46,10 @@ export class Stream {
   sendLimit: number;
   /** The application has ended its direction: END follows the last byte. */
   ending = false;
+  /** END needs not be sent (again), as far as we know. */
   endSent = false;
+  /** END went out at least once: the peer may speak of it. */
+  endEverSent = false;
   /** The peer has carried the END out. */
   endAcknowledged = false;
   /** `write` said that there is no room; `writable` is owed to the application. */
@@ -53,6 +64,8 @@ export class Stream {
 
   owesOpen = false;
   owesAccept = false;
+  /** Agent: the edge repeated its OPEN, so ACCEPT is repeated with the RESUME that follows and says on which link. */
+  acceptAsked = false;
   /** Agent: the address that was dialled, for ACCEPT, which may have to be repeated. */
   acceptedAddress = "";
   owesReset = false;
@@ -69,14 +82,25 @@ export class Stream {
   /** No DATA until the peer has said from where. */
   awaitingResume = false;
 
-  /** In the list of streams with control frames to send, and in one of the lists with data, of `link`. */
-  inControlQueue = false;
-  inDataQueue = false;
+  /** The places among the streams with control frames, and among those with data, of `link`. */
+  readonly controlTurn = new Turn(this);
+  readonly dataTurn = new Turn(this);
 
-  constructor(options: { id: number; sendLimit: number; receive: ReceiveBuffer; open?: Open }) {
+  readonly #sendBufferBytes: number;
+
+  constructor(options: {
+    id: number;
+    sendLimit: number;
+    sendBufferBytes: number;
+    receive: ReceiveBuffer;
+    openFrame?: Uint8Array;
+    openMessage?: Open;
+  }) {
     this.id = options.id;
-    this.openMessage = options.open;
+    this.openFrame = options.openFrame;
+    this.openMessage = options.openMessage;
     this.sendLimit = options.sendLimit;
+    this.#sendBufferBytes = options.sendBufferBytes;
     this.receive = options.receive;
   }
 
@@ -91,9 +115,17 @@ export class Stream {
     return Math.min(this.send.queued, this.sendLimit) - this.cursor;
   }
 
-  /** Whether the application may write: less is held than the peer has given credit for. */
+  /**
+   * Whether the application may write: less is held than the peer has given credit for. The peer's word alone does not
+   * bound what is held, since it may give credit without end and acknowledge nothing.
+   */
   get writable(): boolean {
-    return !this.ending && this.phase !== "resetting" && this.send.queued < this.sendLimit;
+    return (
+      !this.ending &&
+      this.phase !== "resetting" &&
+      this.send.queued < this.sendLimit &&
+      this.send.size < this.#sendBufferBytes
+    );
   }
 
   get owesControl(): boolean {
@@ -107,9 +139,18 @@ export class Stream {
     );
   }
 
-  /** Both directions are through and the peer knows: nothing of this stream is needed any more. */
+  /**
+   * Both directions are through and the peer knows: nothing of this stream is needed any more. What was announced may
+   * have been lost with its link; a peer that asks gets its answer first.
+   */
   get finished(): boolean {
-    return this.endAcknowledged && this.endConsumed && this.endConsumedAnnounced && this.phase === "open";
+    return (
+      this.endAcknowledged &&
+      this.endConsumed &&
+      this.endConsumedAnnounced &&
+      this.owesAnswer === undefined &&
+      this.phase === "open"
+    );
   }
 
   /** Bytes that this stream keeps in memory at this end. */
@@ -131,9 +172,9 @@ export class Stream {
       this.owesAnswer = undefined;
       return encodeFrame({ type: "reset", stream: this.id, offset: this.highestSent, code: this.resetCode });
     }
-    if (this.owesOpen && this.openMessage !== undefined) {
+    if (this.owesOpen) {
       this.owesOpen = false;
-      return encodeFrame({ type: "open", ...this.openMessage });
+      if (this.openFrame !== undefined) return this.openFrame;
     }
     if (this.owesAccept) {
       this.owesAccept = false;
@@ -142,12 +183,13 @@ export class Stream {
     }
     if (this.owesResume) {
       this.owesResume = false;
-      return encodeFrame(this.#resumeFrame(this.epoch, true));
+      this.askedOn = this.link;
+      return encodeFrame(this.#resumeFrame(0));
     }
     if (this.owesAnswer !== undefined) {
-      const epoch = this.owesAnswer;
+      const answers = this.owesAnswer;
       this.owesAnswer = undefined;
-      return encodeFrame(this.#resumeFrame(epoch, false));
+      return encodeFrame(this.#resumeFrame(answers));
     }
     if (this.owesCredit) {
       this.owesCredit = false;
@@ -163,16 +205,16 @@ export class Stream {
     return Math.min(this.dataSendable, max, MAX_DATA_BYTES);
   }
 
-  #resumeFrame(epoch: number, request: boolean): ResumeFrame {
+  #resumeFrame(answers: number): ResumeFrame {
     const { consumed, limit } = this.receive.announce();
     return {
       type: "resume",
       stream: this.id,
-      epoch,
+      epoch: this.epoch,
+      answers,
       received: this.receive.received,
       consumed,
       limit,
-      request,
       endReceived: this.receive.finalOffset !== undefined,
       endConsumed: this.endConsumed,
     };
