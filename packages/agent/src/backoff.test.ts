@@ -1,0 +1,37 @@
+import { describe, expect, it } from "vitest";
+import { Backoff } from "./backoff.ts";
+
+describe("backoff", () => {
+  it("doubles its ceiling from 200 ms to 20 s", () => {
+    const backoff = new Backoff({ random: () => 1 });
+    const delays = Array.from({ length: 10 }, () => backoff.next());
+    expect(delays).toEqual([200, 400, 800, 1_600, 3_200, 6_400, 12_800, 20_000, 20_000, 20_000]);
+  });
+
+  it("waits anywhere between nothing and the ceiling", () => {
+    const backoff = new Backoff({ random: () => 0 });
+    expect([backoff.next(), backoff.next()]).toEqual([0, 0]);
+    const half = new Backoff({ random: () => 0.5 });
+    expect([half.next(), half.next()]).toEqual([100, 200]);
+  });
+
+  it("begins again only after a link that lived five seconds", () => {
+    const backoff = new Backoff({ random: () => 1 });
+    backoff.next();
+    backoff.next();
+    backoff.ended(4_999);
+    expect(backoff.next()).toBe(800);
+    backoff.ended(5_000);
+    expect(backoff.next()).toBe(200);
+  });
+
+  it("never waits less than the floor, and spreads above it", () => {
+    expect(new Backoff({ random: () => 0 }).next(30_000)).toBe(30_000);
+    expect(new Backoff({ random: () => 1 }).next(5_000)).toBe(5_200);
+  });
+
+  it("keeps to the configured bounds", () => {
+    const backoff = new Backoff({ minMs: 10, maxMs: 30, random: () => 1 });
+    expect([backoff.next(), backoff.next(), backoff.next(), backoff.next()]).toEqual([10, 20, 30, 30]);
+  });
+});
