@@ -1,0 +1,265 @@
+/**
+ * The configuration file of the edge: its keys, their defaults, and what must fit together. What comes out cannot be
+ * wrong in itself; whether an address can be bound or a file read shows when it is done.
+ */
+import {
+  count,
+  drainTimeout,
+  duration,
+  filePath,
+  formatHostPort,
+  formatIpAddress,
+  type HostPort,
+  heartbeatSection,
+  hostPort,
+  listenAddress,
+  loadConfigFile,
+  logSection,
+  metricsSection,
+  name,
+  parseCidr,
+  parseHostPort,
+  parseIpAddress,
+  timeoutOverrides,
+  timeoutsSection,
+} from "@sallyport/host";
+import { z } from "zod";
+
+const cidr = z
+  .string()
+  .meta({ pattern: "^[0-9a-fA-F:.]+(/[0-9]{1,3})?$" })
+  .transform((text, context) => {
+    try {
+      return parseCidr(text);
+    } catch (error) {
+      context.addIssue({ code: "custom", message: error instanceof Error ? error.message : "not a CIDR" });
+      return z.NEVER;
+    }
+  });
+
+const tunnel = z.strictObject({
+  name: name().describe("Name of the tunnel."),
+  listen: listenAddress().describe("IP address and port on which agents arrive."),
+  publicAddress: hostPort()
+    .optional()
+    .describe(
+      "host:port at which agents reach the tunnel; `pair` writes it into the pairing line. Left out: `listen`.",
+    ),
+  tls: z
+    .strictObject({
+      certFile: filePath().describe("PEM file with the certificate and its chain."),
+      keyFile: filePath().describe("PEM file with the private key, mode 0600."),
+      trust: z
+        .enum(["pin", "system"])
+        .default("pin")
+        .describe(
+          "pin: agents trust exactly this certificate. system: agents trust the certificate authorities of their system.",
+        ),
+    })
+    .optional()
+    .describe(
+      "The certificate. Left out: one is made at first start, kept in stateDir and pinned by the pairing line.",
+    ),
+  handshakeTimeout: duration({ min: "500ms", max: "1m" })
+    .prefault("5s")
+    .describe("The longest time for TLS, and after it for the request of an agent."),
+});
+
+const client = z.strictObject({ name: name().describe("Name of the client, as in `pair NAME`.") });
+
+const ipFilter = z.strictObject({
+  name: name().describe("Name of the IP filter."),
+  default: z.enum(["allow", "block"]).describe("What happens to an address that no rule names."),
+  rules: z
+    .array(
+      z.strictObject({
+        action: z
+          .enum(["allow", "block"])
+          .describe("Block rules go before allow rules, in whatever order they are written."),
+        cidr: cidr.describe("An IP address or a CIDR without host bits."),
+        description: z.string().max(1_000).optional().describe("Whose addresses these are."),
+      }),
+    )
+    .default([])
+    .describe("The rules. Their order has no meaning."),
+});
+
+const listener = z.strictObject({
+  name: name().describe("Name of the listener."),
+  listen: listenAddress().describe("IP address and port on which partners arrive."),
+  ipFilter: name().optional().describe("Name of the IP filter. Left out: every address is allowed."),
+  maxConnections: count()
+    .optional()
+    .describe("Connections on this listener at the same time. Left out: only the limits of the edge hold."),
+});
+
+const deployment = z.strictObject({
+  name: name().describe("Name of the deployment."),
+  listener: name().describe("Name of the listener; a listener has one deployment."),
+  target: z.string().min(1).max(300).describe("host:port, or with `via` the name of a service that the agent defines."),
+  via: z
+    .strictObject({
+      tunnel: name().describe("Name of the tunnel."),
+      client: name().describe("Name of the client whose agents serve it."),
+    })
+    .optional()
+    .describe("The way through an agent. Left out: the edge dials the target itself."),
+  startup: z
+    .enum(["auto", "manual"])
+    .default("auto")
+    .describe("Whether it listens as soon as the edge runs, or on command."),
+  timeouts: timeoutOverrides(),
+});
+
+/** The schema of edge.yaml. Durations come out in milliseconds, addresses as `{ host, port }`, CIDRs parsed. */
+export const edgeConfigSchema = z
+  .strictObject({
+    name: name().describe("Name of this edge, as in logs."),
+    stateDir: filePath()
+      .default("/var/lib/sallyport-edge")
+      .describe("Directory of paired clients, the generated certificate and the admin socket; mode 0700."),
+    tunnels: z.array(tunnel).max(100).default([]).describe("Where agents arrive."),
+    clients: z.array(client).max(10_000).default([]).describe("Paired identities of agents."),
+    ipFilters: z.array(ipFilter).max(10_000).default([]).describe("Sets of rules that listeners share."),
+    listeners: z.array(listener).max(10_000).default([]).describe("Where partners arrive."),
+    deployments: z.array(deployment).max(10_000).default([]).describe("What each listener does."),
+    timeouts: timeoutsSection(),
+    limits: z
+      .strictObject({
+        maxConnections: count().default(10_000).describe("Partner connections at the same time."),
+        maxConnectionsPerSource: count()
+          .default(1_000)
+          .describe("Partner connections of one source at the same time: an IPv4 address, or an IPv6 /64."),
+      })
+      .prefault({})
+      .describe("Bounds of the whole edge."),
+    drainTimeout: drainTimeout(),
+    resumeTimeout: duration({ min: "1s", max: "1h" })
+      .prefault("1m")
+      .describe("How long connections wait for an agent that lost all its links before they are reset."),
+    heartbeat: heartbeatSection(),
+    recordInterval: duration({ max: "1d" })
+      .prefault("5m")
+      .describe("How often a long connection writes a record while it runs. 0s: only at its end."),
+    metrics: metricsSection(),
+    log: logSection(),
+  })
+  .superRefine((config, context) => {
+    const refuse = (path: readonly (string | number)[], message: string) =>
+      context.addIssue({ code: "custom", path: [...path], message });
+    const names = {
+      tunnels: uniqueNames("tunnels", config.tunnels, refuse),
+      clients: uniqueNames("clients", config.clients, refuse),
+      ipFilters: uniqueNames("ipFilters", config.ipFilters, refuse),
+      listeners: uniqueNames("listeners", config.listeners, refuse),
+      deployments: uniqueNames("deployments", config.deployments, refuse),
+    };
+    for (const [at, { ipFilter: filter }] of config.listeners.entries()) {
+      if (filter !== undefined && !names.ipFilters.has(filter)) {
+        refuse(["listeners", at, "ipFilter"], "no IP filter of this name in ipFilters");
+      }
+    }
+    const listenersInUse = new Map<string, number>();
+    for (const [at, { listener: of, via, target }] of config.deployments.entries()) {
+      if (!names.listeners.has(of)) {
+        refuse(["deployments", at, "listener"], "no listener of this name in listeners");
+      }
+      const other = listenersInUse.get(of);
+      if (other !== undefined) {
+        refuse(
+          ["deployments", at, "listener"],
+          `deployments.${other} has this listener already; a listener has one deployment`,
+        );
+      }
+      listenersInUse.set(of, at);
+      if (via !== undefined && !names.tunnels.has(via.tunnel)) {
+        refuse(["deployments", at, "via", "tunnel"], "no tunnel of this name in tunnels");
+      }
+      if (via !== undefined && !names.clients.has(via.client)) {
+        refuse(["deployments", at, "via", "client"], "no client of this name in clients");
+      }
+      const reason = targetFault(target, via !== undefined);
+      if (reason !== undefined) {
+        refuse(["deployments", at, "target"], reason);
+      }
+    }
+    refuseSharedAddresses(config, refuse);
+  })
+  .describe("Configuration of sallyport-edge.");
+
+/** The configuration of the edge as the program sees it. */
+export type EdgeConfig = z.output<typeof edgeConfigSchema>;
+
+/** Reads edge.yaml. @throws Failure 78 with `file:line:column` when it is wrong, 74 or 77 when it cannot be read */
+export function loadEdgeConfig(path: string): EdgeConfig {
+  return loadConfigFile(path, edgeConfigSchema);
+}
+
+type Refuse = (path: readonly (string | number)[], message: string) => void;
+
+function uniqueNames(section: string, entries: readonly { readonly name: string }[], refuse: Refuse): Set<string> {
+  const names = new Set<string>();
+  for (const [at, { name: entry }] of entries.entries()) {
+    if (names.has(entry)) {
+      refuse([section, at, "name"], `another entry of ${section} has this name`);
+    }
+    names.add(entry);
+  }
+  return names;
+}
+
+/** A tunnelled target may be a service; only the agent knows its services, so any name will do here. */
+function targetFault(target: string, isTunnelled: boolean): string | undefined {
+  if (isTunnelled && /^[a-zA-Z0-9_-]{1,255}$/.test(target)) {
+    return undefined;
+  }
+  try {
+    parseHostPort(target);
+    return undefined;
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : "not host:port";
+    return isTunnelled || target.includes(":") ? reason : `without via the edge dials the target itself: ${reason}`;
+  }
+}
+
+interface Bound {
+  readonly path: readonly (string | number)[];
+  readonly address: HostPort;
+}
+
+/** Two sockets on one address, or on one port of an address and of all addresses, cannot be bound together. */
+function refuseSharedAddresses(
+  config: Pick<z.output<typeof edgeConfigSchema>, "tunnels" | "listeners" | "metrics">,
+  refuse: Refuse,
+): void {
+  const bound: Bound[] = [
+    ...config.tunnels.map(({ listen }, at) => ({ path: ["tunnels", at, "listen"], address: listen })),
+    ...config.listeners.map(({ listen }, at) => ({ path: ["listeners", at, "listen"], address: listen })),
+    ...(config.metrics === undefined ? [] : [{ path: ["metrics", "listen"], address: config.metrics.listen }]),
+  ];
+  const byPort = new Map<number, Bound[]>();
+  for (const current of bound) {
+    const { port } = current.address;
+    // The system chooses for port 0, and never twice the same.
+    if (port === 0) {
+      continue;
+    }
+    const others = byPort.get(port) ?? [];
+    const clash = others.find(({ address }) => overlaps(canonicalHost(address), canonicalHost(current.address)));
+    if (clash !== undefined) {
+      refuse(current.path, `${clash.path.join(".")} listens on ${formatHostPort(clash.address)} already`);
+    }
+    byPort.set(port, [...others, current]);
+  }
+}
+
+function canonicalHost({ host }: HostPort): string {
+  const address = parseIpAddress(host);
+  return address === undefined ? host : formatIpAddress(address);
+}
+
+/** `::` takes the IPv4 addresses, too, as Node binds it. */
+function overlaps(a: string, b: string): boolean {
+  const isIpv4 = (host: string) => !host.includes(":");
+  return a === b || a === "::" || b === "::" || ((a === "0.0.0.0" || b === "0.0.0.0") && isIpv4(a) && isIpv4(b));
+}

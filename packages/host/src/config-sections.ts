@@ -1,0 +1,102 @@
+/** Parts of the configuration that both programs have. Every duration comes out in milliseconds. */
+import { z } from "zod";
+import { duration } from "./duration.ts";
+import { listenAddress } from "./host-port.ts";
+
+/** Levels of the log, the most talkative first. */
+export const LOG_LEVELS = ["trace", "debug", "info", "warn", "error", "fatal"] as const;
+export type LogLevel = (typeof LOG_LEVELS)[number];
+
+/** `log`: default level `info`. */
+export function logSection() {
+  return z
+    .strictObject({ level: z.enum(LOG_LEVELS).default("info").describe("The least level that is logged.") })
+    .prefault({})
+    .describe("The log: JSON lines on standard output.");
+}
+
+/** `metrics`: without it, nothing listens. */
+export function metricsSection() {
+  return z
+    .strictObject({
+      listen: listenAddress().describe(
+        "IP address and port of /metrics, /healthz and /readyz. Answers anybody who can reach it.",
+      ),
+    })
+    .optional()
+    .describe("Prometheus metrics and health over plain HTTP. Left out: none.");
+}
+
+/** `heartbeat`: default every 10 s, dead after 25 s. The time to live must be longer than the interval. */
+export function heartbeatSection() {
+  return z
+    .strictObject({
+      interval: duration({ min: "100ms", max: "1h" })
+        .prefault("10s")
+        .describe("How often each end of a link says that it lives."),
+      timeout: duration({ min: "200ms", max: "1d" })
+        .prefault("25s")
+        .describe("A link that is silent for this long is dead."),
+    })
+    .superRefine(({ interval, timeout }, context) => {
+      if (timeout <= interval) {
+        context.addIssue({ code: "custom", path: ["timeout"], message: "must be longer than heartbeat.interval" });
+      }
+    })
+    .prefault({})
+    .describe("Heartbeats of tunnel links. They notice a dead network that TCP does not.");
+}
+
+/** The keys of `timeouts`, shared by the defaults and by what overrides them. */
+const timeouts = {
+  connect: duration({ min: "10ms", max: "5m" }).describe(
+    "The longest time until a target is connected, name lookup included.",
+  ),
+  idle: duration().describe("A connection without a byte in either direction for this long is reset. 0s: never."),
+  halfClose: duration().describe("The same once one direction has ended. 0s: `idle` goes on to hold."),
+};
+
+/** `timeouts`: connect 5 s, idle 1 h, halfClose 30 s unless given. */
+export function timeoutsSection() {
+  return z
+    .strictObject({
+      connect: timeouts.connect.prefault("5s"),
+      idle: timeouts.idle.prefault("1h"),
+      halfClose: timeouts.halfClose.prefault("30s"),
+    })
+    .prefault({})
+    .describe("Timeouts of connections.");
+}
+
+/** `timeouts` of something special: what is left out is as in the general section. */
+export function timeoutOverrides() {
+  return z
+    .strictObject({
+      connect: timeouts.connect.optional(),
+      idle: timeouts.idle.optional(),
+      halfClose: timeouts.halfClose.optional(),
+    })
+    .optional()
+    .describe("Timeouts that differ from the general ones.");
+}
+
+/** `drainTimeout`: default 30 s. */
+export function drainTimeout() {
+  return duration({ max: "1d" })
+    .prefault("30s")
+    .describe("How long running connections may go on after a stop with drain (SIGTERM) before they are reset.");
+}
+
+/** A path in the file system. Relative ones start at the working directory of the program. */
+export function filePath() {
+  return z
+    .string()
+    .min(1)
+    .max(4_096)
+    .refine((path) => !path.includes("\0"), "must be a path");
+}
+
+/** A number of things, at least `min` (default 1) and at most a million. */
+export function count({ min = 1, max = 1_000_000 }: { readonly min?: number; readonly max?: number } = {}) {
+  return z.int().min(min).max(max);
+}
