@@ -1,0 +1,36 @@
+import { expect, it } from "vitest";
+import { Ended } from "@sallyport/tunnel";
+import { pino } from "pino";
+import { type ConnectionFacts, RecordWriter } from "./connection-record.ts";
+
+const facts: ConnectionFacts = {
+  connection: "c-1",
+  edge: "dmz-1",
+  deployment: "d",
+  partner: "192.0.2.1:5",
+  target: "sftp",
+  service: "sftp",
+  address: undefined,
+  bytesIn: 0,
+  bytesOut: 0,
+  connectMs: undefined,
+  firstByteMs: undefined,
+  totalMs: 1,
+  rule: undefined,
+};
+
+it("bounds the records of refused targets, and says how many were left out", () => {
+  const lines: Record<string, unknown>[] = [];
+  let now = 0;
+  const log = pino({ level: "info" }, { write: (line: string) => lines.push(JSON.parse(line)) });
+  const records = new RecordWriter(log, () => now);
+  for (let count = 0; count < 10_000; count += 1) records.refused(facts, Ended.forbidden);
+  expect(lines).toHaveLength(200);
+  expect(records.suppressed).toBe(9_800);
+  now = 50;
+  records.refused(facts, Ended.forbidden);
+  expect(lines.slice(200)).toMatchObject([
+    { level: 40, count: 9_800 },
+    { level: 40, msg: "connection", connection: "c-1", target: "sftp", code: "PC" },
+  ]);
+});

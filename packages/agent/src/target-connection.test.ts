@@ -1,0 +1,342 @@
+import { once } from "node:events";
+import type { Socket } from "node:net";
+import { DialError, type DialErrorReason, type Dialled, type DialOptions, dial, ResolveError } from "@sallyport/host";
+import { type Open, ResetCode, resetReason } from "@sallyport/protocol";
+import type { StreamHandler, TunnelStream } from "@sallyport/tunnel";
+import { pino } from "pino";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { withDeadline } from "../../../test/support/deadline.ts";
+import { startTcpServer, type TcpServer } from "../../../test/support/tcp-server.ts";
+import { parseAllowRule } from "./config.ts";
+import { RecordWriter } from "./connection-record.ts";
+import { DialLimits } from "./dial-limits.ts";
+import { Policy } from "./policy.ts";
+import type { TargetContext } from "./target-connection.ts";
+import { TargetConnections } from "./target-connections.ts";
+
+/** What the agent does to a stream, as the edge would see it. */
+class FakeStream {
+  readonly id = 1;
+  readonly acknowledgedBytes = 0;
+  readonly calls: string[] = [];
+  readonly sent: Buffer[] = [];
+  consumed = 0;
+  handler: StreamHandler | undefined;
+  #heard: (() => void)[] = [];
+
+  accept(address: string): void {
+    this.#note(`accept ${address}`);
+  }
+  write(bytes: Uint8Array): boolean {
+    this.sent.push(Buffer.from(bytes));
+    return true;
+  }
+  end(): void {
+    this.#note("end");
+  }
+  reset(code: ResetCode): void {
+    this.handler = undefined;
+    this.#note(`reset ${resetReason(code)}`);
+  }
+  consume(count: number): void {
+    this.consumed += count;
+  }
+  consumeEnd(): void {
+    this.#note("consumeEnd");
+  }
+  handOver(handler: StreamHandler): void {
+    this.handler = handler;
+  }
+  uncorkLater(socket: { uncork(): void }): void {
+    setImmediate(() => socket.uncork());
+  }
+
+  /** Resolves once `call` was made. */
+  async heard(call: RegExp): Promise<void> {
+    const wait = async () => {
+      while (!this.calls.some((made) => call.test(made))) await new Promise<void>((done) => this.#heard.push(done));
+    };
+    await withDeadline(wait(), { what: `${call} of the stream; it heard ${this.calls.join(", ")}` });
+  }
+
+  #note(call: string): void {
+    this.calls.push(call);
+    for (const done of this.#heard.splice(0)) done();
+  }
+}
+
+const servers: TcpServer[] = [];
+let records: Record<string, unknown>[];
+
+beforeEach(() => {
+  records = [];
+});
+afterEach(async () => {
+  for (const server of servers.splice(0)) await server.close();
+});
+
+async function startTarget(onConnection: (socket: Socket) => void): Promise<TcpServer> {
+  const server = await startTcpServer(onConnection);
+  servers.push(server);
+  return server;
+}
+
+function makeConnections(options: {
+  port?: number;
+  allow?: string[];
+  maxConnections?: number;
+  dial?: TargetContext["dial"];
+  resolve?: (name: string) => Promise<string[]>;
+  connectMs?: number;
+}): TargetConnections {
+  const port = options.port ?? 9;
+  const services = new Map([
+    [
+      "sftp",
+      { target: { host: "127.0.0.1", port }, maxConnections: options.maxConnections, dialsPerSecond: undefined },
+    ],
+    ["named", { target: { host: "db.corp.example", port }, maxConnections: undefined, dialsPerSecond: undefined }],
+  ]);
+  return new TargetConnections({
+    policy: new Policy({ services, allow: (options.allow ?? []).map(parseAllowRule) }),
+    limits: new DialLimits({ maxConnections: 100, dialsPerSecond: 100, services }),
+    resolver: { resolve: options.resolve ?? (() => Promise.reject(new ResolveError("not_found", "ENOTFOUND"))) },
+    dial: options.dial ?? dial,
+    timeouts: { connectMs: options.connectMs ?? 5_000, idleMs: 60_000, halfCloseMs: 30_000 },
+    records: new RecordWriter(pino({}, { write: (line: string) => records.push(JSON.parse(line)) })),
+  });
+}
+
+function openOf(target: string): Open {
+  return { stream: 1, connection: "c-1", target, deployment: "d", partner: "192.0.2.1:5000", limit: 262_144 };
+}
+
+function serve(connections: TargetConnections, target: string): FakeStream {
+  const stream = new FakeStream();
+  stream.handler = connections.serve("dmz-1", openOf(target), stream as unknown as TunnelStream);
+  return stream;
+}
+
+/** A dial that ends when the test says so. */
+function heldDial() {
+  const held: { settle: (result: Dialled | DialError) => void; options: DialOptions }[] = [];
+  const dialHeld: TargetContext["dial"] = (options) =>
+    new Promise((resolve, reject) => {
+      held.push({
+        options,
+        settle: (result) => {
+          if (result instanceof DialError) reject(result);
+          else resolve(result);
+        },
+      });
+    });
+  return { held, dial: dialHeld };
+}
+
+describe("an OPEN that the agent refuses", () => {
+  it.each(["other", "10.0.0.1:22", "__proto__", "../sftp", "localhost:9"])(
+    "%s is reset as forbidden, dialled never and recorded",
+    (target) => {
+      let dials = 0;
+      const connections = makeConnections({
+        dial: () => {
+          dials += 1;
+          return Promise.reject(new DialError("refused"));
+        },
+      });
+      const stream = serve(connections, target);
+      expect(stream.calls).toEqual(["reset forbidden"]);
+      expect(stream.handler).toBeUndefined();
+      expect(dials).toBe(0);
+      expect(connections.forbidden).toBe(1);
+      expect(connections.live.size).toBe(0);
+      expect(records).toMatchObject([
+        { level: 40, msg: "connection", connection: "c-1", target, code: "PC", partner: "192.0.2.1:5000" },
+      ]);
+    },
+  );
+
+  it("is reset by `limit` beyond the cap of its service", () => {
+    const { dial: dialHeld, held } = heldDial();
+    const connections = makeConnections({ maxConnections: 1, dial: dialHeld });
+    serve(connections, "sftp");
+    const second = serve(connections, "sftp");
+    expect(second.calls).toEqual(["reset limit"]);
+    expect(held).toHaveLength(1);
+    expect(connections.dialErrors).toEqual({ limit: 1 });
+    expect(records).toMatchObject([{ code: "RC", rule: "serviceMaxConnections" }]);
+  });
+
+  it.each(["127.0.0.1", "::1", "::ffff:127.0.0.1", "0.0.0.0", "169.254.169.254"])(
+    "is reset as forbidden when its name resolves to %s, and nothing is connected",
+    async (address) => {
+      const sentinel = await startTarget(() => undefined);
+      const connections = makeConnections({
+        port: sentinel.port,
+        allow: [`0.0.0.0/0:${sentinel.port}`, `[::/0]:${sentinel.port}`],
+        resolve: () => Promise.resolve([address]),
+      });
+      for (const target of ["named", `evil.example:${sentinel.port}`]) {
+        const stream = serve(connections, target);
+        await stream.heard(/^reset forbidden$/);
+        expect(stream.calls).toEqual(["reset forbidden"]);
+      }
+      expect(connections.forbidden).toBe(2);
+      expect(sentinel.acceptedConnections).toBe(0);
+      expect(records).toMatchObject([
+        { code: "PC", target: "named" },
+        { code: "PC", target: `evil.example:${sentinel.port}` },
+      ]);
+      expect(connections.context.limits.active).toBe(0);
+    },
+  );
+});
+
+describe("a dial that fails", () => {
+  it.each<[DialErrorReason, string, string]>([
+    ["refused", "targetRefused", "SC"],
+    ["timeout", "targetTimeout", "sC"],
+    ["unreachable", "targetUnreachable", "SC"],
+    ["name_not_found", "nameNotFound", "SC"],
+    ["name_timeout", "targetTimeout", "sC"],
+    ["forbidden", "forbidden", "PC"],
+    ["reset", "connectionReset", "SD"],
+    ["resource", "resource", "RC"],
+    ["cancelled", "cancelled", "CC"],
+    ["other", "targetUnreachable", "SC"],
+  ])("for reason %s is RESET %s and recorded as %s", async (reason, reset, code) => {
+    const connections = makeConnections({
+      dial: () => Promise.reject(new DialError(reason, { address: "192.0.2.9" })),
+    });
+    const stream = serve(connections, "sftp");
+    await stream.heard(/^reset/);
+    expect(stream.calls).toEqual([`reset ${reset}`]);
+    expect(records).toMatchObject([{ msg: "connection", code, service: "sftp", address: "192.0.2.9:9" }]);
+    expect(connections.dialErrors).toEqual({ [reason]: 1 });
+    expect(connections.live.size).toBe(0);
+    expect(connections.context.limits.active).toBe(0);
+  });
+});
+
+describe("a stream that is reset while its target is dialled", () => {
+  it("cancels the dial, and counts until the dial has ended", async () => {
+    const { held, dial: dialHeld } = heldDial();
+    const connections = makeConnections({ dial: dialHeld });
+    const stream = serve(connections, "sftp");
+    stream.handler?.onReset(ResetCode.connectionReset, "peer");
+    expect(held[0]?.options.signal?.aborted).toBe(true);
+    expect(records).toMatchObject([{ code: "CC" }]);
+    expect(connections.context.limits.active).toBe(1);
+    held[0]?.settle(new DialError("cancelled"));
+    await new Promise(setImmediate);
+    expect(connections.context.limits.active).toBe(0);
+    expect(stream.calls).toEqual([]);
+    expect(records).toHaveLength(1);
+  });
+
+  it("drops a socket that was connected nevertheless", async () => {
+    const target = await startTarget(() => undefined);
+    const { held, dial: dialHeld } = heldDial();
+    const connections = makeConnections({ dial: dialHeld });
+    const stream = serve(connections, "sftp");
+    stream.handler?.onReset(ResetCode.connectionReset, "peer");
+    const dialled = await dial({
+      host: "127.0.0.1",
+      port: target.port,
+      timeoutMs: 1_000,
+      resolver: { resolve: () => Promise.resolve([]) },
+    });
+    const closed = once(dialled.socket, "close");
+    held[0]?.settle(dialled);
+    await withDeadline(closed, { what: "socket closed" });
+    expect(connections.context.limits.active).toBe(0);
+    expect(stream.calls).toEqual([]);
+  });
+
+  it("bounds what a flood of opens and resets dials", () => {
+    const { held, dial: dialHeld } = heldDial();
+    const connections = makeConnections({ dial: dialHeld });
+    for (let count = 0; count < 5_000; count += 1) {
+      serve(connections, "sftp").handler?.onReset(ResetCode.connectionReset, "peer");
+    }
+    expect(held.length).toBeLessThanOrEqual(100);
+  });
+});
+
+describe("a connection", () => {
+  it("gives the target what came before it was connected, END included, and returns its answer", async () => {
+    const target = await startTarget((socket) => {
+      const parts: Buffer[] = [];
+      socket.on("data", (part: Buffer) => parts.push(part));
+      socket.on("end", () => socket.end(`heard ${Buffer.concat(parts).toString()}`));
+    });
+    const connections = makeConnections({ port: target.port });
+    const stream = serve(connections, "sftp");
+    const early = Buffer.from("hello ");
+    stream.handler?.onData(early);
+    // What was handed over belongs to the message buffer; a later message may overwrite it.
+    early.fill(0);
+    stream.handler?.onData(Buffer.from("world"));
+    stream.handler?.onEnd();
+    await stream.heard(/^end$/);
+    await stream.heard(/^consumeEnd$/);
+    expect(stream.calls[0]).toBe(`accept 127.0.0.1:${target.port}`);
+    expect(Buffer.concat(stream.sent).toString()).toBe("heard hello world");
+    expect(stream.consumed).toBe(11);
+    stream.handler?.onFinished();
+    expect(records).toMatchObject([
+      {
+        level: 30,
+        msg: "connection",
+        connection: "c-1",
+        edge: "dmz-1",
+        deployment: "d",
+        partner: "192.0.2.1:5000",
+        target: "sftp",
+        service: "sftp",
+        address: `127.0.0.1:${target.port}`,
+        bytesIn: 11,
+        bytesOut: 17,
+        code: "--",
+        reason: "finished",
+        rule: "service sftp",
+        connectMs: expect.any(Number),
+        firstByteMs: expect.any(Number),
+        totalMs: expect.any(Number),
+      },
+    ]);
+    expect(connections.bytes).toEqual({ in: 11, out: 17 });
+    await connections.whenEmpty();
+  });
+
+  it("is reset on both sides when an operator kills it, dialling or open", async () => {
+    const closed: Promise<unknown>[] = [];
+    const target = await startTarget((socket) => {
+      socket.resume();
+      closed.push(once(socket, "error"));
+    });
+    const connections = makeConnections({ port: target.port });
+    const dialling = serve(connections, "sftp");
+    expect(connections.kill("c-1")).toBe(true);
+    expect(dialling.calls).toEqual(["reset killed"]);
+    const open = serve(connections, "sftp");
+    await open.heard(/^accept/);
+    expect(connections.kill("c-1")).toBe(true);
+    expect(open.calls.at(-1)).toBe("reset killed");
+    expect(connections.kill("c-1")).toBe(false);
+    expect(records).toMatchObject([{ code: "KD" }, { code: "KD" }]);
+    await withDeadline(Promise.all(closed), { what: "reset at the target" });
+  });
+
+  it("is reset when its target is", async () => {
+    const target = await startTarget((socket) => {
+      socket.once("data", () => socket.resetAndDestroy());
+    });
+    const connections = makeConnections({ port: target.port });
+    const stream = serve(connections, "sftp");
+    stream.handler?.onData(Buffer.from("x"));
+    await stream.heard(/^reset connectionReset$/);
+    expect(records).toMatchObject([{ code: "SD", reason: "target reset" }]);
+    expect(connections.live.size).toBe(0);
+  });
+});
