@@ -384,9 +384,13 @@ class Attempt {
       return;
     }
     this.#settle();
-    this.#abort.abort();
     this.#webSocket?.terminate();
     this.#socket?.destroy();
+    // A proxy agent's signal destroys its TCP socket. With TLS above it that is done already, and destroying both in one
+    // tick crashes Node 20.
+    if (this.#socket === undefined || this.#options.agent === undefined) {
+      this.#abort.abort();
+    }
     this.#reject(new TunnelConnectError(reason, detail));
   }
 

@@ -4,8 +4,11 @@
  *   accept ─► gate ─► TLS (5 s) ─► request (5 s) ─► authentication ─► upgrade ─► onPeer
  *
  * A plain TCP server accepts, so that a source that is refused costs no TLS work; what the gate admits is handed to an HTTPS
- * server that does not listen itself. One timer per connection bounds each stage from its beginning. The timeouts of
- * `node:https` are set as well, but those that count idle time let a peer trickle bytes, so they are not relied upon.
+ * server that does not listen itself. Each stage is bounded from its beginning, whatever the peer sends meanwhile: TLS by
+ * the handshake timeout of `node:tls`, the request by a timer of ours. The HTTP server's own timeouts need it to listen.
+ *
+ * Once the HTTPS server has a TCP socket, that socket is left alone and the TLS socket is destroyed: destroying the TCP
+ * socket and touching the TLS socket above it in the same tick crashes Node 20 (a segmentation fault, not an error).
  *
  * Until the upgrade every socket belongs to this class, which destroys it; what `onPeer` gets belongs to the receiver.
  */
@@ -116,6 +119,8 @@ export interface TunnelServerOptions {
 interface Candidate {
   readonly key: string;
   readonly raw: Socket;
+  /** Exists from the end of the TLS handshake. */
+  socket: TLSSocket | undefined;
   readonly source: string;
   readonly remoteAddress: string;
   readonly remotePort: number;
@@ -134,6 +139,9 @@ const badRequest = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Len
 
 /** Bytes of request line and headers together; a request of ours has about 700. */
 const MAX_HEADER_BYTES = 8_192;
+
+/** How long after the handshake timeout a connection is cut that is still there. */
+const HANDSHAKE_GRACE_MS = 500;
 
 const offences: Readonly<Record<Exclude<TunnelRefusal, PreAuthRefusal>, Offence | undefined>> = {
   tls: "silence",
@@ -264,17 +272,18 @@ export class TunnelServer {
     this.#upgrader.close();
     await Promise.all(
       [...this.#candidates.values()].map(
-        ({ raw }) =>
+        (candidate) =>
           new Promise<void>((resolve) => {
-            raw.once("close", () => resolve());
-            raw.destroy();
+            candidate.raw.once("close", () => resolve());
+            cut(candidate);
           }),
       ),
     );
   }
 
   #accept(raw: Socket): void {
-    raw.on("error", () => raw.destroy());
+    // The TLS socket reports what happens; see the head of this file.
+    raw.on("error", () => undefined);
     this.accepted++;
     const key = connectionKey(raw);
     const remoteAddress = unmapAddress(raw.remoteAddress ?? "");
@@ -295,6 +304,7 @@ export class TunnelServer {
     const candidate: Candidate = {
       key,
       raw,
+      socket: undefined,
       source,
       remoteAddress,
       remotePort,
@@ -306,7 +316,8 @@ export class TunnelServer {
     };
     this.#candidates.set(key, candidate);
     raw.once("close", () => this.#release(candidate));
-    startTimer(candidate, this.#handshakeTimeoutMs);
+    // The handshake timeout comes first and names its reason; this is the net below it.
+    startTimer(candidate, this.#handshakeTimeoutMs + HANDSHAKE_GRACE_MS);
     this.#https.emit("connection", raw);
   }
 
@@ -317,6 +328,7 @@ export class TunnelServer {
       return;
     }
     this.#candidateOf.set(socket, candidate);
+    candidate.socket = socket;
     candidate.stage = "request";
     startTimer(candidate, this.#requestTimeoutMs);
   }
@@ -334,7 +346,9 @@ export class TunnelServer {
       }
       candidate.detail ??= error.code;
     }
-    socket.destroy();
+    if (candidate?.raw.destroyed !== true) {
+      socket.destroy();
+    }
   }
 
   /** A request that is no upgrade. */
@@ -479,8 +493,13 @@ function startTimer(candidate: Candidate, timeoutMs: number): void {
   clearTimeout(candidate.timer);
   candidate.timer = setTimeout(() => {
     candidate.refusal ??= "timeout";
-    candidate.raw.destroy();
+    cut(candidate);
   }, timeoutMs);
+}
+
+/** Ends a candidate. Nobody else may touch the TLS socket in the tick in which the TCP socket below it is destroyed. */
+function cut(candidate: Candidate): void {
+  (candidate.socket ?? candidate.raw).destroy();
 }
 
 /** Both ends of a TCP connection as text; undefined once it is gone. */
