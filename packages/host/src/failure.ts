@@ -3,6 +3,7 @@
  * A stack never reaches an operator, and neither does the message of a foreign error: nobody knows what is in it.
  */
 import { getSystemErrorMap } from "node:util";
+import { CommanderError } from "commander";
 import { printableText } from "./printable-text.ts";
 
 /** The part of sysexits.h that both programs use. */
@@ -118,6 +119,11 @@ export async function runProgram(main: () => Promise<number | void>): Promise<vo
   try {
     process.exitCode = (await main()) ?? ExitCode.ok;
   } catch (error) {
+    // After help and version nothing is left to do.
+    if (error instanceof CommanderError && error.exitCode === 0) {
+      process.exitCode = ExitCode.ok;
+      return;
+    }
     process.exitCode = report(error);
     // Whatever is still open (a listener, a timer) must not keep a program alive that has said why it failed.
     setTimeout(() => process.exit(), LINGER_MS).unref();

@@ -66,3 +66,20 @@ export {
 export { name } from "./name.ts";
 export { nearestWord } from "./nearest-word.ts";
 export { configSchemaText } from "./schema-file.ts";
+export { adminAddress } from "./admin-address.ts";
+export { type AdminRequest, type AdminTarget, adminRequest } from "./admin-request.ts";
+export {
+  AdminError,
+  type AdminErrorAnswer,
+  type AdminRoute,
+  AdminServer,
+  type AdminServerOptions,
+} from "./admin-server.ts";
+export { program } from "./command-line.ts";
+export { listenFailure } from "./listen-failure.ts";
+export { createLogger, droppedLogLines, flushLog, type Logger, type LoggerOptions } from "./log.ts";
+export { LogDestination, type LogDestinationOptions } from "./log-destination.ts";
+export { ObservabilityServer, type ObservabilityServerOptions } from "./observability-server.ts";
+export { formatTable, printJson, printTable } from "./output.ts";
+export { collectProcessMetrics } from "./process-metrics.ts";
+export { openStateDirectory } from "./state-directory.ts";
