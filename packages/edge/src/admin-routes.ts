@@ -207,8 +207,7 @@ export function testIp(edge: Edge, filterName: string, text: string): Record<str
   if (address === undefined) throw new AdminError(400, "not a canonical IP address");
   const filter = edge.ipFilter(filterName);
   if (filter === undefined) throw new AdminError(404, `IP filter ${filterName} does not exist`);
-  const { action, rule } = filter.decide(address);
-  return { filter: filterName, address: formatIpAddress(address), action, rule: rule ?? "default" };
+  return { filter: filterName, address: formatIpAddress(address), ...filter.explain(address) };
 }
 
 function stopMode(edge: Edge, drain: boolean): Parameters<Deployment["stop"]>[0] {

@@ -5,6 +5,7 @@ import {
   createLogger,
   ExitCode,
   Failure,
+  flushLog,
   notifyService,
   parseIpAddress,
   printJson,
@@ -16,6 +17,7 @@ import { ClientStore } from "./client-store.ts";
 import { loadEdgeConfig } from "./config.ts";
 import { deploymentSettings, ipFilters } from "./deployment-settings.ts";
 import { Edge } from "./edge.ts";
+import type { IpFilterDecision } from "./ip-filter.ts";
 import { type PairResult, pairClient, rotateClient } from "./pairing.ts";
 
 interface ConfigOption {
@@ -25,6 +27,7 @@ interface OutputOptions extends ConfigOption {
   readonly json?: boolean;
 }
 
+const EXIT_LINGER_MS = 200;
 const DEFAULT_CONFIG = "/etc/sallyport/edge.yaml";
 
 async function serve({ config: path }: ConfigOption): Promise<void> {
@@ -59,6 +62,9 @@ async function serve({ config: path }: ConfigOption): Promise<void> {
   });
   await done;
   log.info("stopped");
+  await flushLog();
+  // What is still open now is a peer that does not answer a close: nobody waits for it.
+  setTimeout(() => process.exit(), EXIT_LINGER_MS).unref();
 }
 
 function check({ config: path, json }: OutputOptions): void {
@@ -239,7 +245,11 @@ for (const verb of ["start", "stop", "restart"] as const) {
 command("test-ip <filter> <address>", "which rule of an IP filter decides over an address")
   .option("--json", "print JSON")
   .action(async (filter: string, address: string, { config, json }: OutputOptions) => {
-    const answer = testIpOffline(config, filter, address);
+    const answer = await throughEdgeOrDirectly<TestIpAnswer>(
+      config,
+      { path: "/test-ip", body: { filter, address } },
+      () => testIpOffline(config, filter, address),
+    );
     if (json) return printJson(answer);
     const { rule } = answer;
     const by =
@@ -259,15 +269,21 @@ command("reload", "read the configuration file again, as SIGHUP does")
     );
   });
 
-/** Asked of the file, not of the running edge: the answer is wanted before a change is loaded, too. */
-function testIpOffline(path: string, filterName: string, text: string) {
+interface TestIpAnswer {
+  readonly filter: string;
+  readonly address: string;
+  readonly action: string;
+  readonly rule?: NonNullable<IpFilterDecision["rule"]>;
+}
+
+/** While no edge runs, the configuration file answers. */
+function testIpOffline(path: string, filterName: string, text: string): TestIpAnswer {
   const config = loadEdgeConfig(path);
   const address = parseIpAddress(text);
   if (address === undefined) throw new Failure(ExitCode.usage, "address", "not a canonical IP address");
   const filter = ipFilters(config).get(filterName);
   if (filter === undefined) throw new Failure(ExitCode.usage, "filter", `${filterName} is not declared in ${path}`);
-  const { action, rule } = filter.decide(address);
-  return { filter: filterName, address: text, action, rule };
+  return { filter: filterName, address: text, ...filter.explain(address) };
 }
 
 function deploymentRow(view: object): Record<string, unknown> {

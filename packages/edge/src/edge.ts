@@ -6,6 +6,8 @@ import type { AddressInfo } from "node:net";
 import { isDeepStrictEqual } from "node:util";
 import {
   AdminServer,
+  collectProcessMetrics,
+  connectionCapacity,
   type Logger,
   listenFailure,
   ObservabilityServer,
@@ -16,7 +18,7 @@ import { ResetCode } from "@sallyport/protocol";
 import { TunnelServer, type TunnelServerEvent } from "@sallyport/tunnel";
 import { Registry } from "prom-client";
 import { RecordWriter } from "./access-record.ts";
-import { Admission } from "./admission.ts";
+import { Admission, type AdmissionLimits } from "./admission.ts";
 import { adminRoutes } from "./admin-routes.ts";
 import { AgentSessions } from "./agent-sessions.ts";
 import { loadTunnelCertificate } from "./certificate.ts";
@@ -64,13 +66,14 @@ export class Edge {
       onChange: () => undefined,
     });
     this.#context = {
-      admission: new Admission(config.limits),
+      admission: new Admission(this.#limitsOf(config)),
       sessions: this.sessions,
       resolver: new Resolver(),
       records: new RecordWriter(options.log),
       log: options.log,
     };
     registerEdgeMetrics(this.#registry, this);
+    collectProcessMetrics(this.#registry);
   }
 
   /** Resolves when everything that starts by itself listens. @throws Failure; nothing is left bound then */
@@ -164,6 +167,7 @@ export class Edge {
           credentials: (client) => (this.#declared(client) ? this.clients.verifiers(client) : []),
           onPeer: (peer) => this.sessions.take(peer),
           onEvent: (event) => this.#tunnelEvent(tunnel.name, event),
+          limits: { handshakeTimeoutMs: tunnel.handshakeTimeout, requestTimeoutMs: tunnel.handshakeTimeout },
         }),
       );
     }
@@ -223,7 +227,7 @@ export class Edge {
     await this.#applyDeployments(next);
     for (const [name, tls] of certificates) this.tunnels.get(name)?.setTls(tls);
     this.config = next;
-    this.#context.admission.limits = next.limits;
+    this.#context.admission.limits = this.#limitsOf(next);
     this.log.level = next.log.level;
     for (const { name } of before.clients) if (!this.#declared(name)) this.sessions.revoke(name);
     this.#armInterim();
@@ -268,6 +272,19 @@ export class Edge {
     void deployment.stop({ type: "drain", drainTimeoutMs }).then(() => {
       if (deployment.state === "stopped") this.deployments.delete(deployment.name);
     });
+  }
+
+  /** The configured limits, or what the file descriptors of this process allow where that is less. */
+  #limitsOf(config: EdgeConfig): AdmissionLimits {
+    const descriptorsEach = config.deployments.some(({ via }) => via === undefined) ? 2 : 1;
+    const capacity = connectionCapacity(descriptorsEach);
+    const { maxConnections } = config.limits;
+    if (capacity === undefined || capacity >= maxConnections) return config.limits;
+    this.log.warn(
+      { configured: maxConnections, maxConnections: capacity },
+      "limits.maxConnections is lowered: the process may not open more files (LimitNOFILE, ulimit -n)",
+    );
+    return { ...config.limits, maxConnections: capacity };
   }
 
   #declared(client: string): boolean {

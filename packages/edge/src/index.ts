@@ -1,1 +1,2 @@
-export {};
+export { edgeConfigSchema, loadEdgeConfig, type EdgeConfig } from "./config.ts";
+export { Edge } from "./edge.ts";
