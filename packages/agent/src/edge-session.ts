@@ -316,9 +316,9 @@ export class EdgeSession {
   }
 
   #greetingFailed(end: LinkEnd, joined: Current | undefined): Outcome {
-    if (this.#stop.signal.aborted) return { livedMs: 0, floorMs: 0 };
+    // The session that the link was to join has ended meanwhile; that has been told.
+    if (this.#stop.signal.aborted || joined !== this.#current) return { livedMs: 0, floorMs: 0 };
     if (end.code === CloseCode.sessionUnknown && joined !== undefined) {
-      if (joined !== this.#current) return { livedMs: 0, floorMs: 0 };
       // While other links carry the session, it is this link that is not wanted; one is enough to serve.
       if (this.links > 0) return { livedMs: 0, floorMs: AUTHENTICATION_FLOOR_MS };
       joined.driver.close(CloseCode.sessionUnknown, "the edge does not know the session any more");
