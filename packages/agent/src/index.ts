@@ -1,1 +1,2 @@
-export {};
+export { Agent } from "./agent.ts";
+export { type AgentConfig, agentConfigSchema, type AllowRule, loadAgentConfig, type Service } from "./config.ts";
