@@ -54,7 +54,7 @@ test("a small file has every default", () => {
     services: new Map(),
     allow: [{ text: "db:1", subject: { type: "name", name: "db" }, ports: { first: 1, last: 1 } }],
     timeouts: { connect: 5_000, idle: 3_600_000, halfClose: 30_000 },
-    limits: { maxStreams: 10_000, dialsPerSecond: 1_000 },
+    limits: { maxStreams: 10_000, dialsPerSecond: 5_000 },
     reconnect: { min: 200, max: 20_000 },
     heartbeat: { interval: 10_000, timeout: 25_000 },
     drainTimeout: 30_000,

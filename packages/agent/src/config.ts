@@ -152,7 +152,7 @@ export const agentConfigSchema = z
     limits: z
       .strictObject({
         maxStreams: count().default(10_000).describe("Connections for each edge at the same time."),
-        dialsPerSecond: count().default(1_000).describe("Dials of all services and addresses in a second."),
+        dialsPerSecond: count().default(5_000).describe("Dials of all services and addresses in a second."),
       })
       .prefault({})
       .describe("Bounds of the whole agent."),

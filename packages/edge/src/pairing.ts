@@ -1,5 +1,5 @@
 /** Makes the one line that an agent joins with. */
-import { ExitCode, Failure } from "@sallyport/host";
+import { ExitCode, Failure, formatHostPort } from "@sallyport/host";
 import { certificatePin, encodeToken, formatPairingLine } from "@sallyport/tunnel";
 import { X509Certificate } from "node:crypto";
 import { loadTunnelCertificate } from "./certificate.ts";
@@ -42,15 +42,26 @@ async function issue(request: PairRequest, make: (client: string) => Promise<New
     );
   }
   const tunnel = findTunnel(config, request.tunnel);
-  // Before the token is made: a certificate that cannot be read must not leave a token that nobody has.
+  // Before the token is made: what is missing must not leave a token that nobody has.
+  const address = publicAddress(tunnel);
   const { cert } = await loadTunnelCertificate(tunnel, config.stateDir);
   const { token, tokenId } = await make(client);
   const der = new X509Certificate(cert).raw;
   const pinned =
     tunnel.tls?.trust === "system" ? {} : { pin: certificatePin(der), certificate: der.toString("base64") };
-  const { host, port } = tunnel.publicAddress ?? tunnel.listen;
-  const address = `${host.includes(":") ? `[${host}]` : host}:${port}`;
   return { line: formatPairingLine({ address, client, token: encodeToken(token), ...pinned }), client, tokenId };
+}
+
+/** Where agents reach the tunnel. An address that means "all of this machine" is of no use elsewhere. */
+function publicAddress(tunnel: EdgeConfig["tunnels"][number]): string {
+  const address = tunnel.publicAddress ?? tunnel.listen;
+  const isUsable = address.port !== 0 && !["0.0.0.0", "::"].includes(address.host);
+  if (isUsable) return formatHostPort(address);
+  throw new Failure(
+    ExitCode.configuration,
+    `tunnels.${tunnel.name}.publicAddress`,
+    "agents need an address to dial; set the host:port at which they reach this tunnel",
+  );
 }
 
 function findTunnel(config: EdgeConfig, name: string | undefined): EdgeConfig["tunnels"][number] {
