@@ -260,6 +260,7 @@ export class Pair {
   }
 
   #pull(): void {
+    this.#dispatch();
     for (const application of [this.edge, this.agent]) {
       for (const link of this.#links.values()) this.#pullLink(application, link);
     }

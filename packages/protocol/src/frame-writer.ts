@@ -47,10 +47,10 @@ export class FrameWriter {
    * is not worth a frame.
    */
   room(): number {
-    const left = this.bytes.length - this.#used;
+    const header = this.#framing.headerBytes(MAX_FRAME_BYTES);
     const toBoundary = RECORD_BYTES - (this.#used % RECORD_BYTES);
-    const target = toBoundary < MIN_ALIGNED_BYTES ? toBoundary + RECORD_BYTES / 2 : toBoundary;
-    const length = Math.min(left, target) - this.#framing.headerBytes(MAX_FRAME_BYTES);
+    const target = toBoundary < MIN_ALIGNED_BYTES + header ? toBoundary + RECORD_BYTES / 2 : toBoundary;
+    const length = Math.min(this.bytes.length - this.#used, target) - header;
     if (length < MIN_ALIGNED_BYTES && this.#used > 0) return 0;
     return Math.max(0, Math.min(length, MAX_FRAME_BYTES));
   }

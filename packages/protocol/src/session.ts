@@ -466,6 +466,7 @@ export class Session {
           // reset the stream, it would have waited for our CLOSED.
           stream.endAcknowledged = true;
           stream.endConsumedAnnounced = true;
+          stream.owesAnswer = undefined;
           this.#removeIfFinished(stream);
         } else {
           this.#emit({ type: "reset", stream: stream.id, code: ResetCode.stateLost, by: "peer" });
