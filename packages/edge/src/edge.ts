@@ -24,9 +24,10 @@ import { AgentSessions } from "./agent-sessions.ts";
 import { loadTunnelCertificate } from "./certificate.ts";
 import { ClientStore } from "./client-store.ts";
 import { type EdgeConfig, loadEdgeConfig } from "./config.ts";
-import { Deployment, type DeploymentContext } from "./deployment.ts";
+import { Deployment, type DeploymentContext, type DeploymentSettings } from "./deployment.ts";
 import { deploymentSettings, ipFilters } from "./deployment-settings.ts";
 import type { IpFilter } from "./ip-filter.ts";
+import type { Listener } from "./listener.ts";
 import { LineRate } from "./line-rate.ts";
 import { registerEdgeMetrics } from "./metrics.ts";
 
@@ -48,6 +49,8 @@ export class Edge {
   readonly #context: DeploymentContext;
   readonly #registry = new Registry();
   readonly #closers: (() => Promise<void> | void)[] = [];
+  /** Deployments that the configuration no longer has, while their connections finish. */
+  readonly #retired = new Set<string>();
   #filters: ReadonlyMap<string, IpFilter> = new Map();
   #reloading: Promise<unknown> = Promise.resolve();
   readonly #tunnelEvents = new LineRate({ burst: 50, perSecond: 10 });
@@ -242,43 +245,64 @@ export class Edge {
     return { restartNeeded };
   }
 
+  /**
+   * Binds what is new first, so that a failure leaves everything as it was. A listener that stays at its address stays
+   * open, whichever deployment has it afterwards: renaming or exchanging deployments refuses no partner.
+   */
   async #applyDeployments(next: EdgeConfig): Promise<void> {
     const filters = ipFilters(next);
     const wanted = new Map(deploymentSettings(next, filters).map((settings) => [settings.name, settings]));
-    const started: Deployment[] = [];
-    const undo: (() => Promise<void>)[] = [];
+    const bound = new Map<string, Listener>();
+    for (const { settings, listener } of this.deployments.values()) {
+      if (listener !== undefined) bound.set(addressKey(settings), listener);
+    }
+    const fresh: Listener[] = [];
+    const plan: { settings: DeploymentSettings; listener: Listener | undefined }[] = [];
     try {
       for (const settings of wanted.values()) {
-        const existing = this.deployments.get(settings.name);
-        if (existing !== undefined) {
-          const previous = existing.settings;
-          await existing.update(settings).catch((error: unknown) => {
-            throw listenFailure(`listeners.${settings.listener.name}.listen`, settings.listener, error);
-          });
-          undo.push(() => existing.update(previous));
-          continue;
+        let listener: Listener | undefined;
+        if (this.#runsAfterReload(settings)) {
+          const key = addressKey(settings);
+          listener = bound.get(key);
+          bound.delete(key);
+          if (listener === undefined) {
+            listener = await Deployment.listen(settings, this.log).catch((error: unknown) => {
+              throw listenFailure(`listeners.${settings.listener.name}.listen`, settings.listener, error);
+            });
+            fresh.push(listener);
+          }
         }
-        const deployment = new Deployment(settings, this.#context);
-        if (settings.startup === "auto") await this.startDeployment(deployment);
-        started.push(deployment);
+        plan.push({ settings, listener });
       }
     } catch (error) {
-      for (const deployment of started) await deployment.stop({ type: "cut" });
-      for (const step of undo.toReversed()) await step();
+      for (const listener of fresh) listener.close();
       throw error;
     }
     this.#filters = filters;
-    for (const deployment of started) this.deployments.set(deployment.name, deployment);
-    for (const deployment of this.deployments.values()) {
-      if (wanted.has(deployment.name)) continue;
-      // Its connections finish; the deployment is forgotten when none is left.
-      this.#retire(deployment, next.drainTimeout);
+    const leaving = [...this.deployments.values()].filter(({ name }) => !wanted.has(name));
+    for (const { settings, listener } of plan) {
+      const deployment = this.deployments.get(settings.name) ?? new Deployment(settings, this.#context);
+      this.deployments.set(settings.name, deployment);
+      this.#retired.delete(settings.name);
+      deployment.adopt(settings, listener);
     }
+    for (const deployment of leaving) this.#retire(deployment, next.drainTimeout);
+    for (const listener of bound.values()) listener.close();
   }
 
+  /** What runs goes on running, what an operator has stopped stays stopped, what is new starts as it says. */
+  #runsAfterReload(settings: DeploymentSettings): boolean {
+    const existing = this.deployments.get(settings.name);
+    if (existing === undefined || this.#retired.has(settings.name)) return settings.startup === "auto";
+    return existing.state === "running";
+  }
+
+  /** It is not in the configuration any more: its connections finish, and it is forgotten when none is left. */
   #retire(deployment: Deployment, drainTimeoutMs: number): void {
+    this.#retired.add(deployment.name);
+    deployment.adopt(deployment.settings, undefined);
     void deployment.stop({ type: "drain", drainTimeoutMs }).then(() => {
-      if (deployment.state === "stopped") this.deployments.delete(deployment.name);
+      if (this.#retired.delete(deployment.name)) this.deployments.delete(deployment.name);
     });
   }
 
@@ -322,4 +346,9 @@ export class Edge {
     }, intervalMs);
     this.#interimTimer.unref();
   }
+}
+
+/** Names the address of a deployment; each port 0 is another one. */
+function addressKey({ name, listener: { host, port } }: DeploymentSettings): string {
+  return port === 0 ? `${host} 0 ${name}` : `${host} ${port}`;
 }
