@@ -15,7 +15,14 @@ import { socketEnding } from "../support/socket-ending.ts";
 import type { TcpServer } from "../support/tcp-server.ts";
 import { HonestPartner } from "./honest-partner.ts";
 import { malformedFrames, validFrames } from "./malformed-frames.ts";
-import { type AgentCredentials, credentialsOf, destroyRawAgents, freshSource, RawAgent } from "./raw-agent.ts";
+import {
+  type AgentCredentials,
+  credentialsOf,
+  destroyRawAgents,
+  freshSource,
+  RawAgent,
+  RESET_BEFORE_TLS,
+} from "./raw-agent.ts";
 
 let target: TcpServer;
 let pair: SallyportPair;
@@ -442,7 +449,9 @@ test("who broke the protocol is kept out for a while, where it came from and now
   await agent.awaitFrame("welcome");
   agent.send(validFrames.open);
   expect(await agent.closeCode()).toBe(4400);
-  await expect(RawAgent.connect(other, source)).rejects.toMatchObject({ reason: "refused" });
+  await expect(RawAgent.connect(other, source)).rejects.toMatchObject({
+    reason: expect.stringMatching(RESET_BEFORE_TLS),
+  });
   expect((await RawAgent.greeted(other)).frames).toHaveLength(1);
 });
 

@@ -48,6 +48,9 @@ export function freshSource(): string {
   return `127.77.${lastSource >> 8}.${lastSource & 0xff}`;
 }
 
+/** The reasons of a connection that the edge resets before TLS, seen by an agent that chooses its source. */
+export const RESET_BEFORE_TLS = /^(?:refused|proxy)$/;
+
 /** Ends every agent that still lives. */
 export function destroyRawAgents(): void {
   for (const agent of living) agent.destroy();
