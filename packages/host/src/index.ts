@@ -76,6 +76,7 @@ export {
   type AdminServerOptions,
 } from "./admin-server.ts";
 export { program } from "./command-line.ts";
+export { withFileLock } from "./file-lock.ts";
 export { listenFailure } from "./listen-failure.ts";
 export { createLogger, droppedLogLines, flushLog, type Logger, type LoggerOptions } from "./log.ts";
 export { LogDestination, type LogDestinationOptions } from "./log-destination.ts";
