@@ -7,6 +7,7 @@ import {
   ExitCode,
   Failure,
   flushLog,
+  NotRunning,
   notifyService,
   parseIpAddress,
   printJson,
@@ -98,7 +99,7 @@ async function throughEdgeOrDirectly<T>(
   try {
     return (await adminRequest(target(config), { method: "POST", ...request })) as T;
   } catch (error) {
-    if (!(error instanceof Failure) || error.exitCode !== ExitCode.unavailable) throw error;
+    if (!(error instanceof NotRunning)) throw error;
     return directly({ config, clients: await ClientStore.open(config.stateDir) });
   }
 }
@@ -147,7 +148,7 @@ clientCommand("list", "clients, their tokens and whether an agent is connected")
       const answer = await adminRequest(target(config), { method: "GET", path: "/clients" });
       ({ clients } = answer as { clients: typeof clients });
     } catch (error) {
-      if (!(error instanceof Failure) || error.exitCode !== ExitCode.unavailable) throw error;
+      if (!(error instanceof NotRunning)) throw error;
       const stored = (await ClientStore.open(config.stateDir)).list();
       clients = config.clients.map(({ name }) => ({
         client: name,

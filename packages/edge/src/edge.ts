@@ -183,6 +183,8 @@ export class Edge {
     const admin = new AdminServer({ stateDir: config.stateDir, routes: adminRoutes(this) });
     await admin.listen();
     this.#closers.push(() => admin.close());
+    // Until the socket was there, commands worked on the file itself; none does from now on.
+    await this.clients.reload();
     if (config.metrics !== undefined) {
       const observability = new ObservabilityServer({
         listen: config.metrics.listen,
