@@ -1,4 +1,5 @@
 /** Commands that an operator types while both programs run, and what their mistakes lead to. */
+import { readFile, writeFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { runProcess } from "../support/child-process.ts";
@@ -40,4 +41,20 @@ test.each([
   ["edge", ["test-ip", "loopback", "192.0.2"], "address: not a canonical IP address"],
 ] as const)("what %s %j names does not exist: a mistake of the command line", async (program, args, message) => {
   expect(await run(program, ...args)).toEqual({ code: 64, stdout: "", stderr: `error: ${message}\n` });
+});
+
+test.each(["edge", "agent"] as const)("the %s is reached while its file has a fault", async (program) => {
+  const { configPath } = pair[program];
+  const good = await readFile(configPath, "utf8");
+  await writeFile(configPath, good.replace("{", '{ "lisenters": [],'));
+  try {
+    expect(await run(program, "status")).toMatchObject({ code: 0, stderr: "" });
+    expect(await run(program, "reload")).toEqual({
+      code: 78,
+      stdout: "",
+      stderr: expect.stringMatching(/^error: .*:1:3: lisenters: unknown key.*\n$/),
+    });
+  } finally {
+    await writeFile(configPath, good);
+  }
 });

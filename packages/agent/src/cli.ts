@@ -1,12 +1,12 @@
 /** The command line of the agent (docs/operations.md). */
 import { constants } from "node:os";
 import {
-  type AdminTarget,
   adminRequest,
   createLogger,
   ExitCode,
   Failure,
   formatHostPort,
+  loadStateDir,
   type Logger,
   notifyService,
   printJson,
@@ -16,7 +16,7 @@ import {
 } from "@sallyport/host";
 import { parsePairingLine } from "@sallyport/tunnel";
 import { Agent } from "./agent.ts";
-import { type AgentConfig, loadAgentConfig } from "./config.ts";
+import { agentConfigSchema, loadAgentConfig } from "./config.ts";
 import { readCredentials, writeCredentials } from "./credentials-file.ts";
 import { readPairingLine } from "./standard-input.ts";
 
@@ -54,6 +54,9 @@ async function run({ config: path }: ConfigOption): Promise<number> {
   const { log: logConfig, name } = loadAgentConfig(path);
   const log = createLogger({ name, level: logConfig.level });
   const agent = await Agent.start(path, log);
+  // Whatever ends the process, a defect of ours included: the kernel closes what is open with a FIN, and a transfer that
+  // was cut would look complete.
+  process.prependOnceListener("exit", () => agent.connections.shutDown());
   const stopped = stopOnSignals(agent, log);
   process.on("SIGHUP", () => reload(agent, log));
   log.info({ edges: agent.edges.map(({ address }) => address), services: agent.config.services.size }, "ready");
@@ -115,12 +118,9 @@ async function check({ config: path, json }: OutputOptions): Promise<void> {
   for (const table of [edges, services, allow]) if (table.length > 0) printTable(table);
 }
 
-function target(config: AgentConfig): AdminTarget {
-  return { stateDir: config.stateDir, program: "sallyport-agent" };
-}
-
 async function ask(path: string, request: { method?: "GET" | "POST"; path: string; body?: object }): Promise<unknown> {
-  return adminRequest(target(loadAgentConfig(path)), { method: "GET", ...request });
+  const stateDir = loadStateDir(path, { schema: agentConfigSchema, stateDir: agentConfigSchema.shape.stateDir });
+  return adminRequest({ stateDir, program: "sallyport-agent" }, { method: "GET", ...request });
 }
 
 async function status({ config, json }: OutputOptions): Promise<void> {

@@ -1,12 +1,12 @@
 /** The command line of the edge (docs/operations.md). */
 import { constants } from "node:os";
 import {
-  type AdminTarget,
   adminRequest,
   createLogger,
   ExitCode,
   Failure,
   flushLog,
+  loadStateDir,
   NotRunning,
   notifyService,
   parseIpAddress,
@@ -16,7 +16,7 @@ import {
   runProgram,
 } from "@sallyport/host";
 import { ClientStore } from "./client-store.ts";
-import { loadEdgeConfig } from "./config.ts";
+import { type EdgeConfig, edgeConfigSchema, loadEdgeConfig } from "./config.ts";
 import { deploymentSettings, ipFilters } from "./deployment-settings.ts";
 import { Edge } from "./edge.ts";
 import type { IpFilterDecision } from "./ip-filter.ts";
@@ -37,6 +37,9 @@ async function serve({ config: path }: ConfigOption): Promise<void> {
   const { log: logConfig, name } = loadEdgeConfig(path);
   const log = createLogger({ name, level: logConfig.level });
   const edge = await Edge.start(path, log);
+  // Whatever ends the process, a defect of ours included: the kernel closes what is open with a FIN, and a transfer that
+  // was cut would look complete.
+  process.prependOnceListener("exit", () => edge.cut());
   log.info({ deployments: edge.deployments.size }, "ready");
   notifyService("READY=1");
 
@@ -89,27 +92,23 @@ function check({ config: path, json }: OutputOptions): void {
   printTable(tunnels);
 }
 
-/** Asks the running edge; when none runs, works on the state directory itself. */
+/** Asks the running edge; when none runs, works on the configuration and the state directory itself. */
 async function throughEdgeOrDirectly<T>(
   path: string,
-  request: { path: string; body: object },
-  directly: (context: { config: ReturnType<typeof loadEdgeConfig>; clients: ClientStore }) => Promise<T> | T,
+  request: { method?: "GET" | "POST"; path: string; body?: object },
+  directly: (config: EdgeConfig) => Promise<T> | T,
 ): Promise<T> {
-  const config = loadEdgeConfig(path);
   try {
-    return (await adminRequest(target(config), { method: "POST", ...request })) as T;
+    return (await ask(path, { method: "POST", ...request })) as T;
   } catch (error) {
     if (!(error instanceof NotRunning)) throw error;
-    return directly({ config, clients: await ClientStore.open(config.stateDir) });
+    return directly(loadEdgeConfig(path));
   }
 }
 
-function target(config: { stateDir: string }): AdminTarget {
-  return { stateDir: config.stateDir, program: "sallyport-edge" };
-}
-
 async function ask(path: string, request: { method?: "GET" | "POST"; path: string; body?: object }): Promise<unknown> {
-  return adminRequest(target(loadEdgeConfig(path)), { method: "GET", ...request });
+  const stateDir = loadStateDir(path, { schema: edgeConfigSchema, stateDir: edgeConfigSchema.shape.stateDir });
+  return adminRequest({ stateDir, program: "sallyport-edge" }, { method: "GET", ...request });
 }
 
 function printPairing({ line, client, tokenId }: PairResult): void {
@@ -131,7 +130,7 @@ command("pair <client>", "make the first token of a client; prints the pairing l
     const result = await throughEdgeOrDirectly<PairResult>(
       options.config,
       { path: "/clients/pair", body: { client, ...(tunnel === undefined ? {} : { tunnel }) } },
-      (context) => pairClient({ ...context, client, tunnel }),
+      async (config) => pairClient({ config, clients: await ClientStore.open(config.stateDir), client, tunnel }),
     );
     printPairing(result);
   });
@@ -142,19 +141,19 @@ const clientCommand = (name: string, description: string) =>
 clientCommand("list", "clients, their tokens and whether an agent is connected")
   .option("--json", "print JSON")
   .action(async ({ config: path, json }: OutputOptions) => {
-    const config = loadEdgeConfig(path);
-    let clients: { client: string; tokens: { tokenId: string; createdAt: string }[]; connected?: boolean }[];
-    try {
-      const answer = await adminRequest(target(config), { method: "GET", path: "/clients" });
-      ({ clients } = answer as { clients: typeof clients });
-    } catch (error) {
-      if (!(error instanceof NotRunning)) throw error;
-      const stored = (await ClientStore.open(config.stateDir)).list();
-      clients = config.clients.map(({ name }) => ({
-        client: name,
-        tokens: [...(stored.find((entry) => entry.client === name)?.tokens ?? [])],
-      }));
-    }
+    const { clients } = await throughEdgeOrDirectly<ClientList>(
+      path,
+      { method: "GET", path: "/clients" },
+      async (config) => {
+        const stored = (await ClientStore.open(config.stateDir)).list();
+        return {
+          clients: config.clients.map(({ name }) => ({
+            client: name,
+            tokens: [...(stored.find((entry) => entry.client === name)?.tokens ?? [])],
+          })),
+        };
+      },
+    );
     if (json) return printJson({ clients });
     printTable(
       clients.map((entry) => ({
@@ -172,7 +171,8 @@ clientCommand("rotate <client>", "make a second token; revoke the old one when t
     const result = await throughEdgeOrDirectly<PairResult>(
       options.config,
       { path: "/clients/rotate", body: { client: name, ...(tunnel === undefined ? {} : { tunnel }) } },
-      (context) => rotateClient({ ...context, client: name, tunnel }),
+      async (config) =>
+        rotateClient({ config, clients: await ClientStore.open(config.stateDir), client: name, tunnel }),
     );
     printPairing(result);
   });
@@ -182,7 +182,10 @@ clientCommand("revoke <client> [token]", "revoke one token (by its id) or all; l
     const result = await throughEdgeOrDirectly<{ client: string; revoked: readonly string[] }>(
       options.config,
       { path: "/clients/revoke", body: { client: name, ...(token === undefined ? {} : { token }) } },
-      async ({ clients }) => ({ client: name, revoked: await clients.revoke(name, token) }),
+      async ({ stateDir }) => ({
+        client: name,
+        revoked: await (await ClientStore.open(stateDir)).revoke(name, token),
+      }),
     );
     if (options.json) return printJson(result);
     process.stdout.write(`revoked ${result.revoked.join(", ")}\n`);
@@ -254,7 +257,7 @@ command("test-ip <filter> <address>", "which rule of an IP filter decides over a
     const answer = await throughEdgeOrDirectly<TestIpAnswer>(
       config,
       { path: "/test-ip", body: { filter, address } },
-      () => testIpOffline(config, filter, address),
+      (offline) => testIpOffline(offline, { path: config, filterName: filter, text: address }),
     );
     if (json) return printJson(answer);
     const { rule } = answer;
@@ -275,6 +278,15 @@ command("reload", "read the configuration file again, as SIGHUP does")
     );
   });
 
+interface ClientList {
+  readonly clients: readonly {
+    readonly client: string;
+    readonly tokens: readonly { readonly tokenId: string; readonly createdAt: string }[];
+    /** Undefined while no edge runs. */
+    readonly connected?: boolean;
+  }[];
+}
+
 interface TestIpAnswer {
   readonly filter: string;
   readonly address: string;
@@ -283,8 +295,10 @@ interface TestIpAnswer {
 }
 
 /** While no edge runs, the configuration file answers. */
-function testIpOffline(path: string, filterName: string, text: string): TestIpAnswer {
-  const config = loadEdgeConfig(path);
+function testIpOffline(
+  config: EdgeConfig,
+  { path, filterName, text }: { path: string; filterName: string; text: string },
+): TestIpAnswer {
   const address = parseIpAddress(text);
   if (address === undefined) throw new Failure(ExitCode.usage, "address", "not a canonical IP address");
   const filter = ipFilters(config).get(filterName);

@@ -38,7 +38,7 @@ export {
 } from "./dial.ts";
 export { ResolveError, type ResolveErrorReason, Resolver, type ResolverOptions } from "./resolver.ts";
 export { type ByteSizeBounds, byteSize, parseByteSize } from "./byte-size.ts";
-export { checkConfigText, loadConfigFile } from "./config-file.ts";
+export { checkConfigText, loadConfigFile, loadStateDir } from "./config-file.ts";
 export { configReason, spoken } from "./config-reason.ts";
 export {
   count,
