@@ -8,6 +8,7 @@ import {
   AdminServer,
   collectProcessMetrics,
   connectionCapacity,
+  fileDescriptorLimit,
   type Logger,
   listenFailure,
   ObservabilityServer,
@@ -33,6 +34,14 @@ import { registerEdgeMetrics } from "./metrics.ts";
 
 /** Keys that are read at start only; a reload that changes them says so. */
 const RESTART_KEYS = ["name", "stateDir", "metrics", "heartbeat", "resumeTimeout"] as const;
+
+/**
+ * Kept free for those who have not authenticated (as many as the tunnel admits at once) and for links. Without them partners
+ * and strangers together take the last descriptor, and an agent that lost its links gets no new ones.
+ */
+const DESCRIPTORS_PER_TUNNEL = 64;
+/** One agent with its most links, or eight with two each. Together they are at most a quarter of what there is. */
+const DESCRIPTORS_PER_CLIENT = 16;
 
 export class Edge {
   config: EdgeConfig;
@@ -311,7 +320,9 @@ export class Edge {
   /** The configured limits, or what the file descriptors of this process allow where that is less. */
   #limitsOf(config: EdgeConfig): AdmissionLimits {
     const descriptorsEach = config.deployments.some(({ via }) => via === undefined) ? 2 : 1;
-    const capacity = connectionCapacity(descriptorsEach);
+    const forTunnels = config.tunnels.length * DESCRIPTORS_PER_TUNNEL + config.clients.length * DESCRIPTORS_PER_CLIENT;
+    const atMost = Math.floor((fileDescriptorLimit() ?? 0) / 4);
+    const capacity = connectionCapacity(descriptorsEach, Math.min(forTunnels, atMost));
     const { maxConnections } = config.limits;
     if (capacity === undefined || capacity >= maxConnections) return config.limits;
     this.log.warn(
