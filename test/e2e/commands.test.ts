@@ -1,10 +1,13 @@
 /** Commands that an operator types while both programs run, and what their mistakes lead to. */
 import { readFile, writeFile } from "node:fs/promises";
+import { connect } from "node:net";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { runProcess } from "../support/child-process.ts";
+import { pollUntil } from "../support/deadline.ts";
 import { startEchoServer } from "../support/echo-server.ts";
 import { SallyportPair } from "../support/sallyport-pair.ts";
+import { socketEnding } from "../support/socket-ending.ts";
 import type { TcpServer } from "../support/tcp-server.ts";
 
 let pair: SallyportPair;
@@ -23,11 +26,15 @@ afterAll(async () => {
 });
 
 /** Runs a command with the pair's configuration, however it ends. */
-async function run(program: "edge" | "agent", ...args: string[]) {
+function run(program: "edge" | "agent", ...args: string[]) {
+  return start(program, ...args, "--config", pair[program].configPath);
+}
+
+async function start(program: "edge" | "agent", ...args: string[]) {
   const bin = fileURLToPath(new URL(`../../packages/${program}/bin/sallyport-${program}.js`, import.meta.url));
   const { code, stdout, stderr } = await runProcess({
     command: process.env["SALLYPORT_TEST_NODE"] ?? process.execPath,
-    args: [bin, ...args, "--config", pair[program].configPath],
+    args: [bin, ...args],
   });
   return { code, stdout, stderr };
 }
@@ -41,6 +48,45 @@ test.each([
   ["edge", ["test-ip", "loopback", "192.0.2"], "address: not a canonical IP address"],
 ] as const)("what %s %j names does not exist: a mistake of the command line", async (program, args, message) => {
   expect(await run(program, ...args)).toEqual({ code: 64, stdout: "", stderr: `error: ${message}\n` });
+});
+
+test.each(["edge", "agent"] as const)("the %s says that it has no connections", async (program) => {
+  expect(await run(program, "connections")).toEqual({ code: 0, stdout: "no connections\n", stderr: "" });
+});
+
+test.each(["edge", "agent"] as const)("the %s tells its version", async (program) => {
+  expect(await start(program, "--version")).toEqual({
+    code: 0,
+    stdout: expect.stringMatching(/^\d+\.\d+\.\d+\n$/),
+    stderr: "",
+  });
+});
+
+test("a connection is killed by the id that both ends list", async () => {
+  const socket = connect(pair.listenerPort("echo"), "127.0.0.1");
+  const ending = socketEnding(socket);
+  const id = await pollUntil(
+    async () => {
+      const { stdout } = await run("agent", "connections", "--json");
+      return (JSON.parse(stdout) as { connections: { connection: string }[] }).connections[0]?.connection;
+    },
+    { what: "the connection" },
+  );
+  expect(await run("edge", "connection", "kill", id!)).toEqual({ code: 0, stdout: `killed ${id}\n`, stderr: "" });
+  expect(await ending).toMatchObject({ code: "ECONNRESET" });
+});
+
+test("check reads the certificate that a tunnel names", async () => {
+  const path = `${pair.directory}/tls.yaml`;
+  const config = JSON.parse(await readFile(pair.edge.configPath, "utf8")) as { tunnels: object[] };
+  const [tunnel] = config.tunnels;
+  const tls = { certFile: "/nowhere/edge.pem", keyFile: "/nowhere/edge.key" };
+  await writeFile(path, JSON.stringify({ ...config, tunnels: [{ ...tunnel, tls }] }));
+  expect(await start("edge", "check", "--config", path)).toEqual({
+    code: 74,
+    stdout: "",
+    stderr: "error: /nowhere/edge.pem: cannot read the file: no such file or directory (ENOENT)\n",
+  });
 });
 
 test.each(["edge", "agent"] as const)("the %s is reached while its file has a fault", async (program) => {

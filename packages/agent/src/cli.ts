@@ -9,6 +9,7 @@ import {
   loadStateDir,
   type Logger,
   notifyService,
+  packageVersion,
   printJson,
   printTable,
   program,
@@ -143,7 +144,9 @@ async function status({ config, json }: OutputOptions): Promise<void> {
   if (answer.services.length > 0) printTable(answer.services);
 }
 
-const cli = program("sallyport-agent", "Dials out to edges and connects their partners to private targets.");
+const cli = program("sallyport-agent", "Dials out to edges and connects their partners to private targets.").version(
+  packageVersion(import.meta.url),
+);
 const command = (name: string, description: string) =>
   cli.command(name).description(description).option("--config <file>", "configuration file", DEFAULT_CONFIG);
 
@@ -167,7 +170,9 @@ command("connections", "live connections to targets")
   .action(async ({ config, json }: OutputOptions) => {
     const answer = (await ask(config, { path: "/connections" })) as { connections: object[] };
     if (json) return printJson(answer);
-    printTable(answer.connections);
+    // No output at all would leave open whether the agent was asked.
+    if (answer.connections.length === 0) process.stdout.write("no connections\n");
+    else printTable(answer.connections);
   });
 cli
   .command("connection")

@@ -9,12 +9,14 @@ import {
   loadStateDir,
   NotRunning,
   notifyService,
+  packageVersion,
   parseIpAddress,
   printJson,
   printTable,
   program,
   runProgram,
 } from "@sallyport/host";
+import { loadTunnelCertificate } from "./certificate.ts";
 import { ClientStore } from "./client-store.ts";
 import { type EdgeConfig, edgeConfigSchema, loadEdgeConfig } from "./config.ts";
 import { deploymentSettings, ipFilters } from "./deployment-settings.ts";
@@ -76,8 +78,12 @@ async function serve({ config: path }: ConfigOption): Promise<void> {
   setTimeout(() => process.exit(), EXIT_LINGER_MS).unref();
 }
 
-function check({ config: path, json }: OutputOptions): void {
+async function check({ config: path, json }: OutputOptions): Promise<void> {
   const config = loadEdgeConfig(path);
+  // Those of an operator only: one that is still to be generated is made when the edge starts.
+  for (const tunnel of config.tunnels) {
+    if (tunnel.tls !== undefined) await loadTunnelCertificate(tunnel, config.stateDir);
+  }
   const plan = deploymentSettings(config, ipFilters(config)).map((settings) => ({
     deployment: settings.name,
     listen: `${settings.listener.host}:${settings.listener.port}`,
@@ -117,12 +123,17 @@ function printPairing({ line, client, tokenId }: PairResult): void {
   process.stderr.write(`token ${tokenId} of client ${client}; the line above is its only copy\n`);
 }
 
-const cli = program("sallyport-edge", "Accepts partner connections in the DMZ and forwards them to private targets.");
+const cli = program(
+  "sallyport-edge",
+  "Accepts partner connections in the DMZ and forwards them to private targets.",
+).version(packageVersion(import.meta.url));
 const command = (name: string, description: string) =>
   cli.command(name).description(description).option("--config <file>", "configuration file", DEFAULT_CONFIG);
 
 command("serve", "run the edge in the foreground").action(serve);
-command("check", "validate the configuration without binding anything").option("--json", "print JSON").action(check);
+command("check", "validate the configuration and its certificates without binding anything")
+  .option("--json", "print JSON")
+  .action(check);
 command("pair <client>", "make the first token of a client; prints the pairing line for `sallyport-agent join`")
   .option("--tunnel <name>", "the tunnel that the agent reaches; needed when there are several")
   .action(async (client: string, options: ConfigOption & { tunnel?: string }) => {
@@ -224,15 +235,20 @@ command("connections", "live partner connections")
     const body = deployment === undefined ? {} : { deployment };
     const answer = (await ask(config, { method: "POST", path: "/connections", body })) as { connections: object[] };
     if (json) return printJson(answer);
-    printTable(answer.connections);
+    // No output at all would leave open whether the edge was asked.
+    if (answer.connections.length === 0) process.stdout.write("no connections\n");
+    else printTable(answer.connections);
   });
 const connection = cli.command("connection").description("one partner connection");
 connection
   .command("kill <id>")
   .description("reset a connection on both sides")
   .option("--config <file>", "configuration file", DEFAULT_CONFIG)
-  .action(async (id: string, { config }: ConfigOption) => {
-    await ask(config, { method: "POST", path: "/connections/kill", body: { connection: id } });
+  .option("--json", "print JSON")
+  .action(async (id: string, { config, json }: OutputOptions) => {
+    const answer = await ask(config, { method: "POST", path: "/connections/kill", body: { connection: id } });
+    if (json) return printJson(answer);
+    process.stdout.write(`killed ${id}\n`);
   });
 
 const deployment = cli.command("deployment").description("one deployment");

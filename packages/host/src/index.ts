@@ -83,5 +83,6 @@ export { createLogger, droppedLogLines, flushLog, type Logger, type LoggerOption
 export { LogDestination, type LogDestinationOptions } from "./log-destination.ts";
 export { ObservabilityServer, type ObservabilityServerOptions } from "./observability-server.ts";
 export { formatTable, printJson, printTable } from "./output.ts";
+export { packageVersion } from "./package-version.ts";
 export { collectProcessMetrics } from "./process-metrics.ts";
 export { openStateDirectory } from "./state-directory.ts";
