@@ -18,7 +18,7 @@ import { Ended, type Ending, endingOf, Splice } from "@sallyport/tunnel";
 import type { ConnectionFacts } from "./access-record.ts";
 import type { Admitted } from "./admission.ts";
 import { nextConnectionId } from "./connection-id.ts";
-import type { Deployment } from "./deployment.ts";
+import type { Deployment, DeploymentSettings } from "./deployment.ts";
 import { Relay } from "./relay.ts";
 
 /** What a refusal at admission is called in records and metrics. */
@@ -63,6 +63,8 @@ export class PartnerConnection {
   readonly id: string;
   readonly deployment: Deployment;
   readonly startedAt = new Date();
+  /** Those of the moment at which it came: a reload may change what the deployment does next. */
+  readonly #settings: DeploymentSettings;
   readonly #socket: Socket;
   readonly #start = performance.now();
   readonly #partner: string;
@@ -81,6 +83,7 @@ export class PartnerConnection {
   private constructor(socket: Socket, deployment: Deployment, partner: string) {
     this.id = nextConnectionId();
     this.deployment = deployment;
+    this.#settings = deployment.settings;
     this.#socket = socket;
     this.#partner = partner;
     this.#local = `${bracket(plain(socket.localAddress))}:${socket.localPort ?? 0}`;
@@ -118,9 +121,9 @@ export class PartnerConnection {
       connection: this.id,
       partner: this.#partner,
       local: this.#local,
-      listener: this.deployment.settings.listener.name,
+      listener: this.#settings.listener.name,
       deployment: this.deployment.name,
-      target: this.deployment.settings.target,
+      target: this.#settings.target,
       client: this.#client,
       agent: this.#agent,
       address: this.#address,
@@ -155,7 +158,8 @@ export class PartnerConnection {
   }
 
   #admit(address: IpAddress): void {
-    const { context, settings } = this.deployment;
+    const settings = this.#settings;
+    const { context } = this.deployment;
     const admitted = context.admission.admit(address, this.deployment.counter);
     if (typeof admitted === "string") return this.#refuse(admitted);
     const decision = settings.ipFilter?.decidePeer(this.#socket.remoteAddress);
@@ -182,7 +186,8 @@ export class PartnerConnection {
   // ── through an agent ──
 
   #open(client: string, target: string): void {
-    const { context, settings } = this.deployment;
+    const settings = this.#settings;
+    const { context } = this.deployment;
     this.#client = client;
     const opened = context.sessions.open(
       client,
@@ -223,7 +228,8 @@ export class PartnerConnection {
   // ── directly ──
 
   #dial(target: string): void {
-    const { context, settings } = this.deployment;
+    const settings = this.#settings;
+    const { context } = this.deployment;
     const controller = new AbortController();
     this.#way = { type: "dialling", controller };
     this.#openedAt = performance.now();
