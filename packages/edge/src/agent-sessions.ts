@@ -166,7 +166,7 @@ export class AgentSessions {
     }
   }
 
-  /** Tells every agent to expect no new streams, and greets no new ones. */
+  /** Tells every agent to expect no new streams, and begins no new session. Those that run may be resumed. */
   drain(): void {
     this.#draining = true;
     for (const session of this.#sessions.values()) session.driver.goAway(CloseCode.drain, "edge is shutting down");
@@ -188,8 +188,9 @@ export class AgentSessions {
   }
 
   #hello(link: Link, peer: TunnelPeer, hello: Hello): void {
-    if (this.#draining) return link.close(CloseCode.drain, "edge is shutting down");
+    // While the edge drains, running streams still need links.
     if (hello.session !== "") return this.#join(link, peer, hello);
+    if (this.#draining) return link.close(CloseCode.drain, "edge is shutting down");
     let ofClient = 0;
     for (const other of this.#sessions.values()) {
       if (other.client !== peer.client) continue;
