@@ -9,6 +9,8 @@ import {
   collectProcessMetrics,
   connectionCapacity,
   fileDescriptorLimit,
+  ExitCode,
+  Failure,
   type Logger,
   listenFailure,
   ObservabilityServer,
@@ -61,7 +63,8 @@ export class Edge {
   /** Deployments that the configuration no longer has, while their connections finish. */
   readonly #retired = new Set<string>();
   #filters: ReadonlyMap<string, IpFilter> = new Map();
-  #reloading: Promise<unknown> = Promise.resolve();
+  /** The last change of what listens; see `#inTurn`. */
+  #changing: Promise<unknown> = Promise.resolve();
   readonly #tunnelEvents = new LineRate({ burst: 50, perSecond: 10 });
   #stopping = false;
   #interimTimer: NodeJS.Timeout | undefined;
@@ -142,16 +145,15 @@ export class Edge {
    * tunnel certificates. Connections that are not concerned are not touched. @throws Failure; nothing has changed then
    */
   async reload(): Promise<{ restartNeeded: string[] }> {
-    // One at a time: two that overlap would leave a mixture.
-    const run = this.#reloading.then(() => this.#reload());
-    this.#reloading = run.catch(() => undefined);
-    return run;
+    return this.#inTurn(() => this.#reload());
   }
 
   /** With `drain`, running connections have `drainTimeout` to finish; `stop` again without it cuts them at once. */
   async stop(options: { drain: boolean }): Promise<void> {
     this.#stopping = true;
     clearInterval(this.#interimTimer);
+    // What is being bound must not go on listening behind our back.
+    await this.#changing;
     const deployments = [...this.deployments.values()];
     if (options.drain) {
       this.sessions.drain();
@@ -223,10 +225,27 @@ export class Edge {
 
   /** @throws Failure that names the listener when its address cannot be bound */
   async startDeployment(deployment: Deployment): Promise<void> {
-    const { listener } = deployment.settings;
-    await deployment.start().catch((error: unknown) => {
-      throw listenFailure(`listeners.${listener.name}.listen`, listener, error);
+    await this.#inTurn(async () => {
+      const { listener } = deployment.settings;
+      await deployment.start().catch((error: unknown) => {
+        throw listenFailure(`listeners.${listener.name}.listen`, listener, error);
+      });
     });
+  }
+
+  /** Resets every partner connection, in this very turn: for the moment before the process ends. */
+  cut(): void {
+    for (const deployment of this.deployments.values()) deployment.cut(ResetCode.shutdown);
+  }
+
+  /** Changes of what listens come one at a time, since two that overlap would leave a mixture, and none while stopping. */
+  #inTurn<T>(change: () => Promise<T>): Promise<T> {
+    const run = this.#changing.then(() => {
+      if (this.#stopping) throw new Failure(ExitCode.unavailable, this.config.name, "the edge is shutting down");
+      return change();
+    });
+    this.#changing = run.catch(() => undefined);
+    return run;
   }
 
   async #reload(): Promise<{ restartNeeded: string[] }> {
@@ -268,7 +287,7 @@ export class Edge {
       if (listener !== undefined) bound.set(addressKey(settings), listener);
     }
     const fresh: Listener[] = [];
-    const plan: { settings: DeploymentSettings; listener: Listener | undefined }[] = [];
+    const plan: { readonly settings: DeploymentSettings; listener: Listener | undefined }[] = [];
     try {
       for (const settings of wanted.values()) {
         let listener: Listener | undefined;
@@ -290,6 +309,8 @@ export class Edge {
       throw error;
     }
     this.#filters = filters;
+    // A listener that an operator has closed meanwhile is not to be taken for one that listens.
+    for (const entry of plan) if (entry.listener?.address === undefined) entry.listener = undefined;
     const leaving = [...this.deployments.values()].filter(({ name }) => !wanted.has(name));
     for (const { settings, listener } of plan) {
       const deployment = this.deployments.get(settings.name) ?? new Deployment(settings, this.#context);
