@@ -80,7 +80,7 @@ export class Deployment {
   /** Running, and an agent is there if one is needed: a connection that came now would be served. */
   get ready(): boolean {
     const { via } = this.settings;
-    return this.state === "running" && (via === undefined || this.context.sessions.isConnected(via.client));
+    return this.state === "running" && (via === undefined || this.context.sessions.pick(via) !== undefined);
   }
 
   /** Bytes of all connections so far, the live ones included. */

@@ -133,7 +133,7 @@ export class Edge {
       if (deployment.state !== "running") reasons.push(`deployment ${deployment.name} does not listen`);
       else if (!deployment.ready) {
         reasons.push(
-          `deployment ${deployment.name}: no agent of client ${deployment.settings.via?.client} is connected`,
+          `deployment ${deployment.name}: no agent of client ${deployment.settings.via?.client} is connected at tunnel ${deployment.settings.via?.tunnel}`,
         );
       }
     }
@@ -185,7 +185,7 @@ export class Edge {
           listen: tunnel.listen,
           tls,
           credentials: (client) => (this.#declared(client) ? this.clients.verifiers(client) : []),
-          onPeer: (peer) => this.sessions.take(peer),
+          onPeer: (peer) => this.sessions.take(peer, tunnel.name),
           onEvent: (event) => this.#tunnelEvent(tunnel.name, event),
           limits: { handshakeTimeoutMs: tunnel.handshakeTimeout, requestTimeoutMs: tunnel.handshakeTimeout },
         }),

@@ -16,6 +16,7 @@ import {
 import { ResetCode } from "@sallyport/protocol";
 import { Ended, type Ending, endingOf, Splice } from "@sallyport/tunnel";
 import type { ConnectionFacts } from "./access-record.ts";
+import type { Via } from "./agent-sessions.ts";
 import type { Admitted } from "./admission.ts";
 import { nextConnectionId } from "./connection-id.ts";
 import type { Deployment, DeploymentSettings } from "./deployment.ts";
@@ -172,7 +173,7 @@ export class PartnerConnection {
     this.deployment.connections.add(this);
     this.deployment.counters.accepted += 1;
     if (settings.via === undefined) this.#dial(settings.target);
-    else this.#open(settings.via.client, settings.target);
+    else this.#open(settings.via, settings.target);
   }
 
   #refuse(refusal: Refusal, rule?: string): void {
@@ -185,12 +186,12 @@ export class PartnerConnection {
 
   // ── through an agent ──
 
-  #open(client: string, target: string): void {
+  #open(via: Via, target: string): void {
     const settings = this.#settings;
     const { context } = this.deployment;
-    this.#client = client;
+    this.#client = via.client;
     const opened = context.sessions.open(
-      client,
+      via,
       { connection: this.id, target, deployment: this.deployment.name, partner: this.#partner },
       (stream, session) => {
         this.#agent = session.agent;
