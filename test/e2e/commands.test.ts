@@ -1,5 +1,5 @@
 /** Commands that an operator types while both programs run, and what their mistakes lead to. */
-import { readFile, writeFile } from "node:fs/promises";
+import { copyFile, readFile, writeFile } from "node:fs/promises";
 import { connect } from "node:net";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, test } from "vitest";
@@ -30,11 +30,18 @@ function run(program: "edge" | "agent", ...args: string[]) {
   return start(program, ...args, "--config", pair[program].configPath);
 }
 
-async function start(program: "edge" | "agent", ...args: string[]) {
-  const bin = fileURLToPath(new URL(`../../packages/${program}/bin/sallyport-${program}.js`, import.meta.url));
+function start(program: "edge" | "agent", ...args: string[]) {
+  return runBin(binOf(program), ...args);
+}
+
+function binOf(program: "edge" | "agent"): string {
+  return fileURLToPath(new URL(`../../packages/${program}/bin/sallyport-${program}.js`, import.meta.url));
+}
+
+async function runBin(path: string, ...args: string[]) {
   const { code, stdout, stderr } = await runProcess({
     command: process.env["SALLYPORT_TEST_NODE"] ?? process.execPath,
-    args: [bin, ...args],
+    args: [path, ...args],
   });
   return { code, stdout, stderr };
 }
@@ -103,4 +110,14 @@ test.each(["edge", "agent"] as const)("the %s is reached while its file has a fa
   } finally {
     await writeFile(configPath, good);
   }
+});
+
+test.each(["edge", "agent"] as const)("the %s of a repository that is not built says what to do", async (program) => {
+  const bin = `${pair.directory}/sallyport-${program}.mjs`;
+  await copyFile(binOf(program), bin);
+  expect(await runBin(bin, "check")).toEqual({
+    code: 78,
+    stdout: "",
+    stderr: `error: sallyport-${program}: is not built; run \`npm ci\` and \`npm run build\` at the top of the repository\n`,
+  });
 });
