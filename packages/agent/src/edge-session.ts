@@ -209,7 +209,7 @@ export class EdgeSession {
       const { livedMs, floorMs } = await this.#attempt(slot);
       backoff.ended(livedMs);
       if (floorMs === undefined) continue;
-      await this.#pause(backoff.next(floorMs));
+      await this.#pause(backoff.next({ floorMs, sessionWaits: this.hasSession && this.links === 0 }));
     }
   }
 
