@@ -145,7 +145,11 @@ export class Edge {
    * tunnel certificates. Connections that are not concerned are not touched. @throws Failure; nothing has changed then
    */
   async reload(): Promise<{ restartNeeded: string[] }> {
-    return this.#inTurn(() => this.#reload());
+    const result = await this.#inTurn(() => this.#reload());
+    const { restartNeeded } = result;
+    if (restartNeeded.length === 0) this.log.info("configuration reloaded");
+    else this.log.warn({ restartNeeded }, "configuration reloaded; some keys take effect after a restart");
+    return result;
   }
 
   /** With `drain`, running connections have `drainTimeout` to finish; `stop` again without it cuts them at once. */
