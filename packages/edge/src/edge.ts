@@ -11,6 +11,7 @@ import {
   fileDescriptorLimit,
   ExitCode,
   Failure,
+  LineRate,
   type Logger,
   listenFailure,
   ObservabilityServer,
@@ -31,7 +32,6 @@ import { Deployment, type DeploymentContext, type DeploymentSettings } from "./d
 import { deploymentSettings, ipFilters } from "./deployment-settings.ts";
 import type { IpFilter } from "./ip-filter.ts";
 import type { Listener } from "./listener.ts";
-import { LineRate } from "./line-rate.ts";
 import { registerEdgeMetrics } from "./metrics.ts";
 
 /** Keys that are read at start only; a reload that changes them says so. */
