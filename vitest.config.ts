@@ -11,6 +11,8 @@ const alias = Object.fromEntries(
  */
 export default defineConfig({
   test: {
+    // The default leaves one core to vitest itself: on two, one file at a time would wait for its processes.
+    maxWorkers: "100%",
     projects: [
       {
         resolve: { alias },
