@@ -63,7 +63,9 @@ export class Edge {
       heartbeatIntervalMs: config.heartbeat.interval,
       heartbeatTimeoutMs: config.heartbeat.timeout,
       resumeTimeoutMs: config.resumeTimeout,
-      onChange: () => undefined,
+      onChange: () => {
+        for (const deployment of this.deployments.values()) deployment.serveHeld();
+      },
     });
     this.#context = {
       admission: new Admission(this.#limitsOf(config)),

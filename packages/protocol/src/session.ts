@@ -364,6 +364,18 @@ export class Session {
     this.#writeData(link, writer);
   }
 
+  /** When anything was heard last, on whatever link; 0 without links. */
+  get lastReceivedAt(): number {
+    let last = 0;
+    for (const link of this.#links.values()) last = Math.max(last, link.lastReceivedAt);
+    return last;
+  }
+
+  /** Asks the peer for a sign of life on every link, besides the heartbeats. */
+  probe(): void {
+    for (const link of this.#links.values()) link.owesPing = true;
+  }
+
   // ── time ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
   /** When `tick` is to be called next; undefined when nothing is waited for. */
