@@ -150,7 +150,7 @@ describe.each(["edge", "agent"])("%s.Containerfile", (program) => {
   it("copies what exists, and what the build context holds", () => {
     const copied = of("COPY").filter((copy) => !copy.startsWith("--from"));
     const sources = copied.flatMap((copy) => copy.split(/\s+/).slice(0, -1));
-    expect(sources.length).toBeGreaterThan(4);
+    expect(sources).toHaveLength(4);
     const context = read("container/.dockerignore").split("\n");
     for (const source of sources) {
       expect(context).toContain(`!${source.replace(/\/$/, "")}`);

@@ -4,6 +4,7 @@
  */
 import type { Ending } from "@sallyport/tunnel";
 import type { Logger } from "pino";
+import { LineRate } from "./line-rate.ts";
 
 /** The facts of a connection; undefined ones are left out of the record. Times are milliseconds since it was accepted. */
 export interface ConnectionFacts {
@@ -38,9 +39,7 @@ const REFUSED_PER_SECOND = 100;
 
 export class RecordWriter {
   readonly #log: Logger;
-  #refusedTokens = REFUSED_BURST;
-  #refusedAt = performance.now();
-  #suppressed = 0;
+  readonly #refused = new LineRate({ burst: REFUSED_BURST, perSecond: REFUSED_PER_SECOND });
 
   constructor(log: Logger) {
     this.#log = log;
@@ -58,19 +57,9 @@ export class RecordWriter {
 
   /** A connection that admission refused. Beyond the rate, lines are counted and the count is written with the next. */
   refused(facts: ConnectionFacts, ending: Ending): void {
-    const now = performance.now();
-    const earned = ((now - this.#refusedAt) / 1_000) * REFUSED_PER_SECOND;
-    this.#refusedTokens = Math.min(REFUSED_BURST, this.#refusedTokens + earned);
-    this.#refusedAt = now;
-    if (this.#refusedTokens < 1) {
-      this.#suppressed += 1;
-      return;
-    }
-    this.#refusedTokens -= 1;
-    if (this.#suppressed > 0) {
-      this.#log.warn({ count: this.#suppressed }, "records of refused connections left out");
-      this.#suppressed = 0;
-    }
+    const suppressed = this.#refused.admit();
+    if (suppressed === undefined) return;
+    if (suppressed > 0) this.#log.warn({ count: suppressed }, "records of refused connections left out");
     this.ended(facts, ending);
   }
 }

@@ -55,23 +55,40 @@ export interface AgentSessionsOptions {
   readonly heartbeatIntervalMs: number;
   readonly heartbeatTimeoutMs: number;
   readonly resumeTimeoutMs: number;
+  /** The most partner connections of this edge at the moment. */
+  readonly maxConnections: () => number;
   /** Called when an agent came, went, or lost its last link. */
   readonly onChange: () => void;
+  /** Called with the address of a peer that authenticated and then broke the protocol. */
+  readonly onViolation: (remoteAddress: string) => void;
 }
 
 /** HELLO follows the upgrade at once; a peer that is silent now is cut. */
 const HELLO_TIMEOUT_MS = 5_000;
+<<<<<<< HEAD
 /** 16 links of a session, and as many that are about to replace them. */
 const MAX_LINKS = 32;
 /** How long an agent has to show that it lives, when another process presents its name. */
 const PROBE_TIMEOUT_MS = 3_000;
+=======
+const MAX_LINKS = 16;
+/** A session that ends with one of these was ended by us, because its peer broke the protocol. */
+const violations: ReadonlySet<number> = new Set([CloseCode.protocol, CloseCode.tooLarge, CloseCode.budget]);
+>>>>>>> main
 const MAX_SESSIONS_PER_CLIENT = 64;
+/** More than agents have on their way at once, and few enough that one client cannot use up the edge's descriptors. */
+const MAX_GREETING_LINKS_PER_CLIENT = 128;
+/**
+ * An agent may offer a million streams. What a session tolerates of frames that carry nothing follows from the number, so
+ * it is no more than this or than the edge's own connections, whichever is larger.
+ */
+const MAX_STREAMS = 65_536;
 
 export class AgentSessions {
   readonly #options: AgentSessionsOptions;
   /** By session id. Bounded by `MAX_SESSIONS_PER_CLIENT` for each declared client. */
   readonly #sessions = new Map<string, AgentSession>();
-  /** Links that have not said HELLO; bounded by the timeout and by the tunnel's limits before authentication. */
+  /** Links that have not said HELLO; at most `MAX_GREETING_LINKS_PER_CLIENT` of each, for the time of the timeout. */
   readonly #greeting = new Map<Link, { client: string; tokenId: string }>();
   #draining = false;
 
@@ -89,6 +106,9 @@ export class AgentSessions {
   /** Takes over a link that was authenticated. */
   take(peer: TunnelPeer): void {
     const link = new Link(peer, "edge");
+    if (this.#greetingLinks(peer.client) >= MAX_GREETING_LINKS_PER_CLIENT) {
+      return link.close(CloseCode.policy, "too many links that have not greeted");
+    }
     this.#greeting.set(link, { client: peer.client, tokenId: peer.tokenId });
     awaitHello(link, {
       timeoutMs: HELLO_TIMEOUT_MS,
@@ -166,6 +186,12 @@ export class AgentSessions {
     for (const session of this.#sessions.values()) {
       session.driver.close(CloseCode.drain, "edge is shutting down");
     }
+  }
+
+  #greetingLinks(client: string): number {
+    let count = 0;
+    for (const greeting of this.#greeting.values()) if (greeting.client === client) count += 1;
+    return count;
   }
 
   #hello(link: Link, peer: TunnelPeer, hello: Hello): void {
@@ -247,7 +273,7 @@ export class AgentSessions {
     const id = randomBytes(16).toString("hex");
     const core = new Session({
       role: "edge",
-      maxStreams: hello.maxStreams,
+      maxStreams: Math.min(hello.maxStreams, Math.max(MAX_STREAMS, this.#options.maxConnections())),
       initialCredit: hello.initialCredit,
       heartbeatIntervalMs: this.#options.heartbeatIntervalMs,
       heartbeatTimeoutMs: this.#options.heartbeatTimeoutMs,
@@ -274,6 +300,9 @@ export class AgentSessions {
       },
       onEnded: (code, reason) => {
         this.#sessions.delete(session.id);
+        if (violations.has(code)) {
+          for (const link of session.tokenOfLink.keys()) this.#options.onViolation(link.remoteAddress);
+        }
         this.counters.resumptions += core.counters.resumptions;
         this.counters.retransmittedBytes += core.counters.retransmittedBytes;
         log.info({ ...this.#names(session), code, reason }, "session ended");

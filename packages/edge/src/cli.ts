@@ -1,4 +1,5 @@
 /** The command line of the edge (docs/operations.md). */
+import { constants } from "node:os";
 import {
   type AdminTarget,
   adminRequest,
@@ -30,6 +31,7 @@ interface OutputOptions extends ConfigOption {
 const EXIT_LINGER_MS = 200;
 const DEFAULT_CONFIG = "/etc/sallyport/edge.yaml";
 
+/** Exit code 0 after a drain, 128 + the signal's number (130 for SIGINT, 143 for SIGTERM) when a second one cut it short. */
 async function serve({ config: path }: ConfigOption): Promise<void> {
   const { log: logConfig, name } = loadEdgeConfig(path);
   const log = createLogger({ name, level: logConfig.level });
@@ -37,9 +39,11 @@ async function serve({ config: path }: ConfigOption): Promise<void> {
   log.info({ deployments: edge.deployments.size }, "ready");
   notifyService("READY=1");
 
+  let exitCode: number = ExitCode.ok;
   const done = new Promise<void>((resolve) => {
     const onSignal = (signal: NodeJS.Signals) => {
       if (edge.stopping) {
+        exitCode = 128 + constants.signals[signal];
         log.warn({ signal }, "stopping at once");
         void edge.stop({ drain: false }).then(resolve);
         return;
@@ -56,12 +60,13 @@ async function serve({ config: path }: ConfigOption): Promise<void> {
       ({ restartNeeded }) => log.info({ restartNeeded }, "configuration reloaded"),
       (error: unknown) => {
         if (!(error instanceof Failure)) throw error;
-        log.error({ where: error.where, reason: error.message }, "configuration not reloaded; the old one stays");
+        log.error({ where: error.where, reason: error.what }, "configuration not reloaded; the old one stays");
       },
     );
   });
   await done;
   log.info("stopped");
+  process.exitCode = exitCode;
   await flushLog();
   // What is still open now is a peer that does not answer a close: nobody waits for it.
   setTimeout(() => process.exit(), EXIT_LINGER_MS).unref();
@@ -316,4 +321,7 @@ function deploymentRow(view: object): Record<string, unknown> {
   };
 }
 
-await runProgram(() => cli.parseAsync().then(() => undefined));
+await runProgram(async () => {
+  await cli.parseAsync();
+  return Number(process.exitCode ?? ExitCode.ok);
+});

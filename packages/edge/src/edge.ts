@@ -27,6 +27,7 @@ import { type EdgeConfig, loadEdgeConfig } from "./config.ts";
 import { Deployment, type DeploymentContext } from "./deployment.ts";
 import { deploymentSettings, ipFilters } from "./deployment-settings.ts";
 import type { IpFilter } from "./ip-filter.ts";
+import { LineRate } from "./line-rate.ts";
 import { registerEdgeMetrics } from "./metrics.ts";
 
 /** Keys that are read at start only; a reload that changes them says so. */
@@ -49,6 +50,7 @@ export class Edge {
   readonly #closers: (() => Promise<void> | void)[] = [];
   #filters: ReadonlyMap<string, IpFilter> = new Map();
   #reloading: Promise<unknown> = Promise.resolve();
+  readonly #tunnelEvents = new LineRate({ burst: 50, perSecond: 10 });
   #stopping = false;
   #interimTimer: NodeJS.Timeout | undefined;
 
@@ -65,6 +67,9 @@ export class Edge {
       resumeTimeoutMs: config.resumeTimeout,
       onChange: () => {
         for (const deployment of this.deployments.values()) deployment.serveHeld();
+      maxConnections: () => this.config.limits.maxConnections,
+      onViolation: (remoteAddress) => {
+        for (const tunnel of this.tunnels.values()) tunnel.punish(remoteAddress, "protocol");
       },
     });
     this.#context = {
@@ -215,11 +220,13 @@ export class Edge {
     const next = loadEdgeConfig(this.configPath);
     const before = this.config;
     const restartNeeded: string[] = RESTART_KEYS.filter((key) => !isDeepStrictEqual(before[key], next[key]));
-    const moved = (tunnel: EdgeConfig["tunnels"][number]) => {
+    // Certificates are read again and the public address is asked for when a line is made; the rest is not.
+    const changed = (tunnel: EdgeConfig["tunnels"][number]) => {
       const old = before.tunnels.find(({ name }) => name === tunnel.name);
-      return old === undefined || !isDeepStrictEqual(old.listen, tunnel.listen);
+      if (old === undefined || old.handshakeTimeout !== tunnel.handshakeTimeout) return true;
+      return !isDeepStrictEqual(old.listen, tunnel.listen);
     };
-    if (next.tunnels.length !== before.tunnels.length || next.tunnels.some(moved)) restartNeeded.push("tunnels");
+    if (next.tunnels.length !== before.tunnels.length || next.tunnels.some(changed)) restartNeeded.push("tunnels");
     // What can fail comes first: certificates are read, and new addresses are bound beside the old ones.
     const certificates = new Map<string, Awaited<ReturnType<typeof loadTunnelCertificate>>>();
     for (const tunnel of next.tunnels) {
@@ -293,8 +300,12 @@ export class Edge {
     return this.config.clients.some(({ name }) => name === client);
   }
 
+  /** A scan of the port must not become a flood of lines: beyond the rate they are counted. */
   #tunnelEvent(tunnel: string, event: TunnelServerEvent): void {
-    this.log.warn({ tunnel, ...event }, "tunnel connection refused");
+    const suppressed = this.#tunnelEvents.admit();
+    if (suppressed === undefined) return;
+    const { type: _, ...facts } = event;
+    this.log.warn({ tunnel, ...facts, ...(suppressed > 0 ? { suppressed } : {}) }, "tunnel connection refused");
   }
 
   /** Interim records of long connections, from one timer for all of them. */

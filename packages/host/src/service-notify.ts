@@ -9,8 +9,8 @@ export type ServiceState = "READY=1" | "STOPPING=1" | "RELOADING=1";
 /** Does nothing where no service manager listens. A failure is not ours to handle: the manager's timeout tells. */
 export function notifyService(state: ServiceState): void {
   if (process.env["NOTIFY_SOCKET"] === undefined) return;
-  // Without --no-block it would wait for an answer that a busy manager may take seconds to give.
-  const child = spawn("systemd-notify", ["--no-block", state], { stdio: "ignore" });
+  // Without --no-block: a sender that is gone before the manager reads its message may not be recognised (systemd-notify(1)).
+  const child = spawn("systemd-notify", [state], { stdio: "ignore" });
   child.on("error", () => undefined);
   child.unref();
 }

@@ -2,7 +2,7 @@ import { createHash, randomBytes } from "node:crypto";
 import { once } from "node:events";
 import type { Socket } from "node:net";
 import { afterEach, describe, expect, test } from "vitest";
-import { withDeadline } from "../../../test/support/deadline.ts";
+import { pollUntil, withDeadline } from "../../../test/support/deadline.ts";
 import { startTcpServer, type TcpServer } from "../../../test/support/tcp-server.ts";
 import { TunnelEnds, type TunnelEndsOptions } from "../../../test/support/tunnel-ends.ts";
 
@@ -145,6 +145,32 @@ describe("back-pressure", () => {
     await withDeadline(once(target, "end"), { what: "end at the target", timeoutMs: 20_000 });
     expect(hash.digest("hex")).toBe(createHash("sha256").update(bytes).digest("hex"));
   });
+});
+
+test("tiny pieces for a target that does not read cost few writes, and arrive in order", async () => {
+  const paused: Socket[] = [];
+  const ends = await start((socket) => {
+    socket.pause();
+    paused.push(socket);
+  });
+  const partner = await ends.connectPartner();
+  // Fills the kernel's buffers and the window, so that what follows trickles through it.
+  const filler = Buffer.alloc(8 * 1024 * 1024, "f");
+  partner.write(filler);
+  for (let at = 0; at < 2_000; at += 1) partner.write(`${at},`);
+  partner.end();
+  const target = await pollUntil(() => paused[0], { what: "target" });
+  let tail = "";
+  let count = 0;
+  target.on("data", (chunk: Buffer) => {
+    count += chunk.length;
+    tail = (tail + chunk.toString("latin1")).slice(-20_000);
+  });
+  target.resume();
+  await withDeadline(once(target, "end"), { what: "end" });
+  const numbers = Array.from({ length: 2_000 }, (_, at) => `${at},`).join("");
+  expect(count).toBe(filler.length + numbers.length);
+  expect(tail.endsWith(numbers)).toBe(true);
 });
 
 describe("link loss", () => {

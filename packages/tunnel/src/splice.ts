@@ -38,6 +38,10 @@ export interface SpliceOptions {
   readonly onEnd: (end: SpliceEnd) => void;
 }
 
+/** A piece shorter than this is collected while the socket is busy. */
+const SMALL_BYTES = 1_024;
+const COLLECTOR_BYTES = 16_384;
+
 export class Splice implements StreamHandler {
   /** Bytes read from the socket. */
   bytesFromSocket = 0;
@@ -55,6 +59,9 @@ export class Splice implements StreamHandler {
   #pending: number[] = [];
   #pendingHead = 0;
   #corked = false;
+  /** Small pieces that came while the socket had enough to do; a write for each would cost far more than its bytes. */
+  #collector: Buffer | undefined;
+  #collected = 0;
   #ended = false;
 
   /** The socket was made with `allowHalfOpen` and is paused; the splice owns it from now on. */
@@ -72,6 +79,7 @@ export class Splice implements StreamHandler {
     });
     socket.on("data", this.#onSocketData);
     onConfirmedEnd(socket, this.#onSocketEnd);
+    socket.on("drain", this.#onSocketDrain);
     socket.on("finish", this.#onSocketFinish);
     socket.on("error", this.#onSocketError);
     socket.on("close", this.#onSocketClose);
@@ -124,9 +132,35 @@ export class Splice implements StreamHandler {
       this.#socket.cork();
       this.#stream.uncorkLater(this);
     }
+    if (bytes.length < SMALL_BYTES && this.#socket.writableNeedDrain) this.#collect(bytes);
+    else this.#write(bytes);
+  }
+
+  #write(bytes: Uint8Array): void {
+    this.#flushCollected();
     this.#pending.push(bytes.length);
     this.#socket.write(bytes, this.#onWritten);
   }
+
+  #collect(bytes: Uint8Array): void {
+    if (this.#collected + bytes.length > COLLECTOR_BYTES) this.#flushCollected();
+    this.#collector ??= Buffer.allocUnsafe(COLLECTOR_BYTES);
+    this.#collector.set(bytes, this.#collected);
+    this.#collected += bytes.length;
+  }
+
+  #flushCollected(): void {
+    if (this.#collector === undefined) return;
+    const bytes = this.#collector.subarray(0, this.#collected);
+    this.#collector = undefined;
+    this.#collected = 0;
+    this.#pending.push(bytes.length);
+    this.#socket.write(bytes, this.#onWritten);
+  }
+
+  readonly #onSocketDrain = (): void => {
+    if (!this.#ended) this.#flushCollected();
+  };
 
   /** Called by the driver when all messages at hand have been handled. */
   uncork(): void {
@@ -153,6 +187,7 @@ export class Splice implements StreamHandler {
   onEnd(): void {
     if (this.#ended) return;
     this.#timer.halfClose();
+    this.#flushCollected();
     this.#socket.end();
   }
 

@@ -88,7 +88,9 @@ function tcp(): Socket {
 const below = new WeakMap<TLSSocket, Socket>();
 
 /** A TLS client with every check turned off. */
-async function tls(options: ConnectionOptions & { port?: number; localAddress?: string } = {}): Promise<TLSSocket> {
+async function tls(
+  options: ConnectionOptions & { port?: number; localAddress?: string; allowHalfOpen?: boolean } = {},
+): Promise<TLSSocket> {
   const { port: to = port, localAddress, ...rest } = options;
   const raw = connectTcp({ host: "127.0.0.1", port: to, ...(localAddress === undefined ? {} : { localAddress }) });
   const socket = connectTls({ socket: raw, rejectUnauthorized: false, ...rest });
