@@ -65,16 +65,12 @@ export interface AgentSessionsOptions {
 
 /** HELLO follows the upgrade at once; a peer that is silent now is cut. */
 const HELLO_TIMEOUT_MS = 5_000;
-<<<<<<< HEAD
 /** 16 links of a session, and as many that are about to replace them. */
 const MAX_LINKS = 32;
 /** How long an agent has to show that it lives, when another process presents its name. */
 const PROBE_TIMEOUT_MS = 3_000;
-=======
-const MAX_LINKS = 16;
 /** A session that ends with one of these was ended by us, because its peer broke the protocol. */
 const violations: ReadonlySet<number> = new Set([CloseCode.protocol, CloseCode.tooLarge, CloseCode.budget]);
->>>>>>> main
 const MAX_SESSIONS_PER_CLIENT = 64;
 /** More than agents have on their way at once, and few enough that one client cannot use up the edge's descriptors. */
 const MAX_GREETING_LINKS_PER_CLIENT = 128;

@@ -67,6 +67,7 @@ export class Edge {
       resumeTimeoutMs: config.resumeTimeout,
       onChange: () => {
         for (const deployment of this.deployments.values()) deployment.serveHeld();
+      },
       maxConnections: () => this.config.limits.maxConnections,
       onViolation: (remoteAddress) => {
         for (const tunnel of this.tunnels.values()) tunnel.punish(remoteAddress, "protocol");
