@@ -1,11 +1,13 @@
 /** What stands in deploy/ works, or at least is what its programs take. */
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, onTestFinished } from "vitest";
 import { runProcess } from "../support/child-process.ts";
 import { describeWithPrograms } from "../support/required-program.ts";
+import { makeTempDir } from "../support/temp-dir.ts";
 import { loadAgentConfig } from "../../packages/agent/src/config.ts";
 import { loadEdgeConfig } from "../../packages/edge/src/config.ts";
+import { makeSelfSignedCertificate } from "../../packages/edge/src/self-signed-certificate.ts";
 import { root } from "./markdown.ts";
 
 const deploy = join(root, "deploy");
@@ -21,9 +23,17 @@ describe("the example configurations", () => {
   });
 
   it.each(["edge.yaml", "edge-full.yaml"])("%s passes `sallyport-edge check`", async (name) => {
+    const temp = await makeTempDir();
+    onTestFinished(() => temp.remove());
+    const config = join(temp.path, name);
+    // The certificate is looked at, too, so there has to be one.
+    const { certificate, key } = await makeSelfSignedCertificate({ host: "edge.example.com" });
+    writeFileSync(join(temp.path, "fullchain.pem"), certificate);
+    writeFileSync(join(temp.path, "privkey.pem"), key, { mode: 0o600 });
+    writeFileSync(config, read(join("examples", name)).replaceAll("/etc/sallyport/tls", temp.path));
     const { code, stdout, stderr } = await runProcess({
       command: process.execPath,
-      args: [join(root, "packages/edge/bin/sallyport-edge.js"), "check", "--config", join(deploy, "examples", name)],
+      args: [join(root, "packages/edge/bin/sallyport-edge.js"), "check", "--config", config],
     });
     expect(stderr).toBe("");
     expect(code).toBe(0);

@@ -41,7 +41,7 @@ async function edgeJson<T>(pair: SallyportPair, ...args: string[]): Promise<T> {
 interface ConfigFile {
   readonly clients: object[];
   readonly listeners: object[];
-  readonly deployments: object[];
+  readonly deployments: { name: string }[];
   readonly ipFilters: { readonly rules: object[] }[];
 }
 
@@ -290,12 +290,8 @@ describe("the running edge", () => {
     const port = await findFreePort();
     await changeConfig(pair.edge.configPath, (config) => {
       config.listeners.push({ name: "third", listen: `127.0.0.1:${port}` });
-      config.deployments.push({
-        name: "third",
-        listener: "third",
-        target: "echo",
-        via: { tunnel: "dmz", client: "lan" },
-      });
+      const third = { name: "third", listener: "third", target: "echo", via: { tunnel: "dmz", client: "lan" } };
+      config.deployments.push(third);
       config.ipFilters[0]!.rules.push({ action: "block", cidr: "127.0.0.1" });
     });
     pair.edge.process.signal("SIGHUP");
@@ -311,13 +307,42 @@ describe("the running edge", () => {
     await writeFile(pair.edge.configPath, good.replace('"listeners"', '"listenrs"'));
     pair.edge.process.signal("SIGHUP");
     const line = await pair.edge.process.waitForLine(/"msg":"configuration not reloaded/);
-    expect(String(line)).toMatch(/edge\.yaml:\d+:\d+/);
+    expect(line).toMatch(/edge\.yaml:\d+:\d+/);
     await writeFile(
       pair.edge.configPath,
       good.replace(/\{\s*"action": "block",\s*"cidr": "127.0.0.1"\s*\}/, '{"action":"block","cidr":"192.0.2.1"}'),
     );
     await pair.command("edge", ["reload", "--config", pair.edge.configPath]);
     (await echo(pair.listenerPort("first"))).destroy();
+  });
+
+  test("renames a deployment and gives its listener to the new one without refusing anybody", async () => {
+    const port = pair.listenerPort("first");
+    const kept = await echo(port);
+    const rename = (from: string, to: string) =>
+      changeConfig(pair.edge.configPath, (config) => {
+        const deployment = config.deployments.find(({ name }) => name === from)!;
+        deployment.name = to;
+      });
+    await rename("first", "renamed");
+    await pair.command("edge", ["reload", "--config", pair.edge.configPath]);
+    (await echo(port)).destroy();
+    await echoAgain(kept);
+    const names = async () =>
+      (await edgeJson<{ deployments: { deployment: string; state: string }[] }>(pair, "deployments")).deployments.map(
+        ({ deployment, state }) => `${deployment} ${state}`,
+      );
+    expect(await names()).toContain("renamed running");
+    expect(await names()).toContain("first draining");
+    await rename("renamed", "first");
+    await pair.command("edge", ["reload", "--config", pair.edge.configPath]);
+    await echoAgain(kept);
+    (await echo(port)).destroy();
+    kept.destroy();
+    await pollUntil(async () => ((await names()).join().includes("renamed") ? undefined : true), {
+      what: "the old name is forgotten",
+    });
+    expect(await names()).toContain("first running");
   });
 
   test("says that it is not ready while no agent is connected, and serves again when one returns", async () => {

@@ -2,7 +2,7 @@
  * What the running agent answers on its admin socket. Every answer is JSON; the command line turns it into tables. No
  * answer holds a secret.
  */
-import { AdminError, type AdminRoute } from "@sallyport/host";
+import { type AdminRoute, ExitCode, Failure } from "@sallyport/host";
 import { z } from "zod";
 import type { Agent } from "./agent.ts";
 
@@ -64,7 +64,7 @@ export function adminRoutes(agent: Agent): AdminRoute[] {
       handler: (body) => {
         const { connection } = killBody.parse(body);
         if (!agent.connections.kill(connection)) {
-          throw new AdminError(404, `connection ${connection} does not exist (any more)`);
+          throw new Failure(ExitCode.usage, "connection", `${connection} does not exist (any more)`);
         }
         return { killed: connection };
       },

@@ -122,7 +122,6 @@ export class Agent {
 
   async #start(): Promise<void> {
     const { config } = this;
-    const agentProcess = randomBytes(16).toString("hex");
     const maxStreams = Math.min(config.limits.maxStreams, connectionCapacity(1) ?? Number.POSITIVE_INFINITY);
     if (maxStreams < config.limits.maxStreams) {
       this.log.warn(
@@ -139,7 +138,8 @@ export class Agent {
           connect: (signal) => connectEdge({ credentialsFile, proxy: config.proxy, resolver: this.#resolver }, signal),
           hello: {
             agent: config.name,
-            process: agentProcess,
+            // Of each entry its own: two of them may lead to one edge, by different tunnels.
+            process: randomBytes(16).toString("hex"),
             features: [],
             initialCredit: INITIAL_CREDIT_BYTES,
             maxStreams,

@@ -25,9 +25,17 @@ describe("backoff", () => {
     expect(backoff.next()).toBe(200);
   });
 
+  it("waits 500 ms at the most while a session waits, and counts on meanwhile", () => {
+    const backoff = new Backoff({ random: () => 1 });
+    const waits = Array.from({ length: 5 }, () => backoff.next({ sessionWaits: true }));
+    expect(waits).toEqual([200, 400, 500, 500, 500]);
+    expect(backoff.next()).toBe(6_400);
+    expect(new Backoff({ minMs: 2_000, random: () => 1 }).next({ sessionWaits: true })).toBe(2_000);
+  });
+
   it("never waits less than the floor, and spreads above it", () => {
-    expect(new Backoff({ random: () => 0 }).next(30_000)).toBe(30_000);
-    expect(new Backoff({ random: () => 1 }).next(5_000)).toBe(5_200);
+    expect(new Backoff({ random: () => 0 }).next({ floorMs: 30_000 })).toBe(30_000);
+    expect(new Backoff({ random: () => 1 }).next({ floorMs: 5_000 })).toBe(5_200);
   });
 
   it("keeps to the configured bounds", () => {

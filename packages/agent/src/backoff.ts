@@ -6,6 +6,13 @@
 /** A link that lived this long was a success; a shorter one is one more failure, or a crashing edge would be hammered. */
 export const PROVEN_MS = 5_000;
 
+/**
+ * Ceiling while a session waits for a link, in milliseconds. Its streams stand still meanwhile, so they are to flow
+ * again within a second of the path's return, however often it broke before. The wait is bounded by the edge's
+ * `resumeTimeout`, and an edge that has forgotten the session says so; after that the ceiling counts again.
+ */
+export const WAITING_MAX_MS = 500;
+
 export interface BackoffOptions {
   /** Ceiling of the first delay, in milliseconds. Default 200. */
   readonly minMs?: number;
@@ -28,9 +35,13 @@ export class Backoff {
     this.#ceilingMs = this.#minMs;
   }
 
-  /** Milliseconds until the next attempt, `floorMs` at least; the jitter comes on top of the floor. */
-  next(floorMs = 0): number {
-    const delayMs = floorMs + this.#random() * this.#ceilingMs;
+  /**
+   * Milliseconds until the next attempt, `floorMs` (default 0) at least; the jitter comes on top of the floor.
+   * `sessionWaits` (default false): there is a session without a link.
+   */
+  next({ floorMs = 0, sessionWaits = false }: { floorMs?: number; sessionWaits?: boolean } = {}): number {
+    const ceilingMs = sessionWaits ? Math.min(this.#ceilingMs, Math.max(WAITING_MAX_MS, this.#minMs)) : this.#ceilingMs;
+    const delayMs = floorMs + this.#random() * ceilingMs;
     this.#ceilingMs = Math.min(this.#maxMs, this.#ceilingMs * 2);
     return delayMs;
   }

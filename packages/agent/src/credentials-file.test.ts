@@ -79,7 +79,11 @@ test("a link that points nowhere is a file that exists", async () => {
 
 test("a directory that does not exist is an I/O error", async () => {
   expect(await failureOf(writeCredentials(join(directory, "no", "file"), plain))).toMatchObject({ exitCode: 74 });
-  expect(await failureOf(readCredentials(path))).toMatchObject({ exitCode: 74 });
+  expect(await failureOf(readCredentials(path))).toMatchObject({
+    exitCode: 74,
+    where: path,
+    what: "does not exist; write it with `sallyport-agent join --out FILE`",
+  });
 });
 
 test("line breaks at the end do not matter", async () => {

@@ -42,12 +42,15 @@ export async function writeCredentials(
 }
 
 /**
- * Reads a credentials file.
+ * Reads a credentials file. One that does not exist is the usual state of a host that has not joined yet, and said so.
  *
  * @throws Failure 77 when others can read it, 74 when it cannot be read, 78 when it is not what `join` wrote. The
  *   message holds no value
  */
 export async function readCredentials(path: string): Promise<Credentials> {
+  if (!(await exists(path))) {
+    throw new Failure(ExitCode.ioError, path, "does not exist; write it with `sallyport-agent join --out FILE`");
+  }
   const text = await readSecretFile(path);
   const parsed = pairingSchema.safeParse(parseJson(text));
   const token = parsed.success ? decodeToken(parsed.data.token) : undefined;

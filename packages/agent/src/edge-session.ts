@@ -213,7 +213,7 @@ export class EdgeSession {
       const { livedMs, floorMs } = await this.#attempt(slot);
       backoff.ended(livedMs);
       if (floorMs === undefined) continue;
-      await this.#pause(backoff.next(floorMs));
+      await this.#pause(backoff.next({ floorMs, sessionWaits: this.hasSession && this.links === 0 }));
     }
   }
 
@@ -388,8 +388,9 @@ export class EdgeSession {
   #linkClosed(current: Current, link: Link, end: LinkEnd): void {
     this.#links.delete(link);
     for (const [slot, outgoing] of this.#outgoing) if (outgoing === link) this.#outgoing.delete(slot);
-    this.linksLost += 1;
-    if (current === this.#current) {
+    const isRenewed = end.code === CloseCode.renewed;
+    if (!isRenewed) this.linksLost += 1;
+    if (current === this.#current && !isRenewed) {
       if (endsSession.has(end.code ?? 0)) {
         current.driver.close(closeCodeOf(end.code), end.reason);
       } else {

@@ -11,7 +11,7 @@ export async function readPairingLine(input: Readable): Promise<string> {
   for await (const chunk of input) {
     text += String(chunk);
     // Lines after the first are looked at only as far as they have come: a paste that broke into two is seen as such.
-    if (text.length > MAX_CHARACTERS || /\S[^\n]*\n/.test(text)) break;
+    if (text.length > MAX_CHARACTERS || text.trimStart().includes("\n")) break;
   }
   return text;
 }

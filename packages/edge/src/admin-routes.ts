@@ -2,7 +2,7 @@
  * What the running edge answers on its admin socket. Every answer is JSON; the command line turns it into tables. No
  * answer holds a secret: the one thing that does, a new token, is made by `pair` and `rotate` and shown once.
  */
-import { type AdminRoute, AdminError, formatIpAddress, parseIpAddress } from "@sallyport/host";
+import { type AdminRoute, ExitCode, Failure, formatIpAddress, parseIpAddress } from "@sallyport/host";
 import { ResetCode } from "@sallyport/protocol";
 import { z } from "zod";
 import type { Deployment } from "./deployment.ts";
@@ -41,7 +41,7 @@ export function deploymentView(deployment: Deployment): Record<string, unknown> 
 
 function findDeployment(edge: Edge, name: string): Deployment {
   const deployment = edge.deployments.get(name);
-  if (deployment === undefined) throw new AdminError(404, `deployment ${name} does not exist`);
+  if (deployment === undefined) throw new Failure(ExitCode.usage, "deployment", `${name} does not exist`);
   return deployment;
 }
 
@@ -85,6 +85,7 @@ export function adminRoutes(edge: Edge): AdminRoute[] {
       body: connectionsBody,
       handler: (body) => {
         const { deployment: only } = connectionsBody.parse(body);
+        if (only !== undefined) findDeployment(edge, only);
         const listed = [];
         for (const deployment of edge.deployments.values()) {
           if (only !== undefined && deployment.name !== only) continue;
@@ -109,7 +110,7 @@ export function adminRoutes(edge: Edge): AdminRoute[] {
             return { killed: id };
           }
         }
-        throw new AdminError(404, `connection ${id} does not exist (any more)`);
+        throw new Failure(ExitCode.usage, "connection", `${id} does not exist (any more)`);
       },
     },
     {
@@ -204,9 +205,9 @@ export function adminRoutes(edge: Edge): AdminRoute[] {
 /** The decision of a filter, and the rule that made it. */
 export function testIp(edge: Edge, filterName: string, text: string): Record<string, unknown> {
   const address = parseIpAddress(text);
-  if (address === undefined) throw new AdminError(400, "not a canonical IP address");
+  if (address === undefined) throw new Failure(ExitCode.usage, "address", "not a canonical IP address");
   const filter = edge.ipFilter(filterName);
-  if (filter === undefined) throw new AdminError(404, `IP filter ${filterName} does not exist`);
+  if (filter === undefined) throw new Failure(ExitCode.usage, "filter", `${filterName} does not exist`);
   return { filter: filterName, address: formatIpAddress(address), ...filter.explain(address) };
 }
 

@@ -15,9 +15,17 @@ import {
 } from "@sallyport/tunnel";
 import type { Logger } from "pino";
 
+/** The way to an agent: where it arrives, and as whom. */
+export interface Via {
+  readonly tunnel: string;
+  readonly client: string;
+}
+
 /** One agent process at this edge. */
 export class AgentSession {
   readonly id: string;
+  /** The tunnel on which its links arrive. */
+  readonly tunnel: string;
   readonly client: string;
   readonly agent: string;
   /** Drawn by the agent process at its start. */
@@ -27,9 +35,10 @@ export class AgentSession {
   /** Which token each link was authenticated with, for revocation. At most `MAX_LINKS`. */
   readonly tokenOfLink = new Map<Link, string>();
 
-  constructor(options: { id: string; client: string; hello: Hello; driver: SessionDriver }) {
+  constructor(options: { id: string; via: Via; hello: Hello; driver: SessionDriver }) {
     this.id = options.id;
-    this.client = options.client;
+    this.tunnel = options.via.tunnel;
+    this.client = options.via.client;
     this.agent = options.hello.agent;
     this.process = options.hello.process;
     this.driver = options.driver;
@@ -61,6 +70,13 @@ export interface AgentSessionsOptions {
   readonly onChange: () => void;
   /** Called with the address of a peer that authenticated and then broke the protocol. */
   readonly onViolation: (remoteAddress: string) => void;
+}
+
+/** An authenticated link, and where it arrived. */
+interface Arrival {
+  readonly link: Link;
+  readonly peer: TunnelPeer;
+  readonly tunnel: string;
 }
 
 /** HELLO follows the upgrade at once; a peer that is silent now is cut. */
@@ -99,8 +115,8 @@ export class AgentSessions {
     return this.#sessions.values();
   }
 
-  /** Takes over a link that was authenticated. */
-  take(peer: TunnelPeer): void {
+  /** Takes over a link that was authenticated at `tunnel`. */
+  take(peer: TunnelPeer, tunnel: string): void {
     const link = new Link(peer, "edge");
     if (this.#greetingLinks(peer.client) >= MAX_GREETING_LINKS_PER_CLIENT) {
       return link.close(CloseCode.policy, "too many links that have not greeted");
@@ -110,7 +126,7 @@ export class AgentSessions {
       timeoutMs: HELLO_TIMEOUT_MS,
       onGreeting: (hello) => {
         this.#greeting.delete(link);
-        this.#hello(link, peer, hello);
+        this.#hello({ link, peer, tunnel }, hello);
       },
       onFailed: (end) => {
         this.#greeting.delete(link);
@@ -122,28 +138,29 @@ export class AgentSessions {
     });
   }
 
-  /** The session of this client with the fewest streams that can take one; undefined when no agent is connected. */
-  pick(client: string): AgentSession | undefined {
+  /** The session on this way with the fewest streams that can take one; undefined when no agent is connected. */
+  pick(via: Via): AgentSession | undefined {
     let best: AgentSession | undefined;
     for (const session of this.#sessions.values()) {
-      if (session.client !== client || !session.available) continue;
+      if (session.client !== via.client || session.tunnel !== via.tunnel || !session.available) continue;
       if (best === undefined || session.streams < best.streams) best = session;
     }
     return best;
   }
 
-  /** Whether an agent of this client is connected. */
+  /** Whether an agent of this client is connected, by whatever tunnel. */
   isConnected(client: string): boolean {
-    return this.pick(client) !== undefined;
+    for (const session of this.#sessions.values()) if (session.client === client && session.available) return true;
+    return false;
   }
 
-  /** Opens a stream to an agent of `client`. */
+  /** Opens a stream to an agent. */
   open(
-    client: string,
+    via: Via,
     request: OpenRequest,
     handler: (stream: TunnelStream, session: AgentSession) => StreamHandler,
   ): TunnelStream | OpenRefusal {
-    const session = this.pick(client);
+    const session = this.pick(via);
     if (session === undefined) return "noLink";
     return session.driver.open(request, (stream) => handler(stream, session));
   }
@@ -169,7 +186,7 @@ export class AgentSessions {
     }
   }
 
-  /** Tells every agent to expect no new streams, and greets no new ones. */
+  /** Tells every agent to expect no new streams, and begins no new session. Those that run may be resumed. */
   drain(): void {
     this.#draining = true;
     for (const session of this.#sessions.values()) session.driver.goAway(CloseCode.drain, "edge is shutting down");
@@ -190,21 +207,24 @@ export class AgentSessions {
     return count;
   }
 
-  #hello(link: Link, peer: TunnelPeer, hello: Hello): void {
+  #hello(arrival: Arrival, hello: Hello): void {
+    const { link, peer, tunnel } = arrival;
+    // While the edge drains, running streams still need links.
+    if (hello.session !== "") return this.#join(arrival, hello);
     if (this.#draining) return link.close(CloseCode.drain, "edge is shutting down");
-    if (hello.session !== "") return this.#join(link, peer, hello);
     const rivals: AgentSession[] = [];
     for (const other of this.#sessions.values()) {
       if (other.client !== peer.client) continue;
       // The process begins anew, or another process took the name of one that is gone.
-      if (other.process === hello.process || (other.agent === hello.agent && other.links === 0)) {
+      const isSameName = other.agent === hello.agent && other.tunnel === tunnel;
+      if (other.process === hello.process || (isSameName && other.links === 0)) {
         other.driver.close(CloseCode.replaced, "replaced by a new session");
-      } else if (other.agent === hello.agent) {
+      } else if (isSameName) {
         rivals.push(other);
       }
     }
-    if (rivals.length === 0) this.#found(link, peer, hello);
-    else void this.#probe(link, rivals).then((isFree) => isFree && this.#found(link, peer, hello));
+    if (rivals.length === 0) this.#found(arrival, hello);
+    else void this.#probe(link, rivals).then((isFree) => isFree && this.#hello(arrival, hello));
   }
 
   /**
@@ -224,23 +244,25 @@ export class AgentSessions {
       return false;
     }
     for (const rival of rivals) rival.driver.close(CloseCode.replaced, "replaced: it did not answer");
+    // Whoever else took the name meanwhile is asked in turn.
     return true;
   }
 
-  #found(link: Link, peer: TunnelPeer, hello: Hello): void {
+  #found({ link, peer, tunnel }: Arrival, hello: Hello): void {
     let ofClient = 0;
     for (const { client } of this.#sessions.values()) if (client === peer.client) ofClient += 1;
     if (ofClient >= MAX_SESSIONS_PER_CLIENT) return link.close(CloseCode.policy, "too many agents of this client");
-    const session = this.#start(peer.client, hello);
+    const session = this.#start({ tunnel, client: peer.client }, hello);
     this.#attach(session, { link, peer, resumed: false });
     this.#options.log.info(this.#names(session, peer), "agent connected");
     this.#options.onChange();
   }
 
-  #join(link: Link, peer: TunnelPeer, hello: Hello): void {
+  #join({ link, peer, tunnel }: Arrival, hello: Hello): void {
     const session = this.#sessions.get(hello.session);
-    // Unknown, of another client and of another process look the same from outside.
-    if (session === undefined || session.client !== peer.client || session.process !== hello.process) {
+    const isTheirs = session?.client === peer.client && session.tunnel === tunnel && session.process === hello.process;
+    // Unknown, of another client or tunnel and of another process look the same from outside.
+    if (session === undefined || !isTheirs) {
       return link.close(CloseCode.sessionUnknown, "session unknown");
     }
     if (session.tokenOfLink.size >= MAX_LINKS) return link.close(CloseCode.policy, "too many links");
@@ -265,7 +287,7 @@ export class AgentSessions {
     session.driver.attach(link);
   }
 
-  #start(client: string, hello: Hello): AgentSession {
+  #start(via: Via, hello: Hello): AgentSession {
     const id = randomBytes(16).toString("hex");
     const core = new Session({
       role: "edge",
@@ -289,7 +311,7 @@ export class AgentSessions {
       },
       onLinkClosed: (link, end) => {
         session.tokenOfLink.delete(link);
-        this.counters.linksLost += 1;
+        if (end.code !== CloseCode.renewed) this.counters.linksLost += 1;
         // An agent that says goodbye does not return: nobody waits for it.
         if (end.code === CloseCode.drain && session.links === 0) driver.close(CloseCode.drain, "agent has left");
         log.info({ ...this.#names(session), code: end.code, reason: end.reason, links: session.links }, "link closed");
@@ -305,7 +327,7 @@ export class AgentSessions {
         onChange();
       },
     });
-    const session = new AgentSession({ id, client, hello, driver });
+    const session = new AgentSession({ id, via, hello, driver });
     this.#sessions.set(id, session);
     this.counters.sessions += 1;
     return session;
@@ -313,7 +335,12 @@ export class AgentSessions {
 
   #names(session: AgentSession, peer?: TunnelPeer): Record<string, unknown> {
     // The session id lets a link join, so only its head is shown.
-    const names = { client: session.client, agent: session.agent, session: session.id.slice(0, 8) };
+    const names = {
+      tunnel: session.tunnel,
+      client: session.client,
+      agent: session.agent,
+      session: session.id.slice(0, 8),
+    };
     return peer === undefined ? names : { ...names, remote: peer.remoteAddress, token: peer.tokenId };
   }
 }

@@ -44,6 +44,11 @@ describe("a tunnel without configured certificate", () => {
     expect((await stat(join(stateDir, "tls"))).mode & 0o777).toBe(0o700);
   });
 
+  test("gets one and the same when several ask at once", async () => {
+    const all = await Promise.all([1, 2, 3].map(() => loadTunnelCertificate(generated, stateDir)));
+    expect(new Set(all.map(({ cert }) => cert)).size).toBe(1);
+  });
+
   test("has another certificate than the next tunnel", async () => {
     const first = await loadTunnelCertificate(generated, stateDir);
     const second = await loadTunnelCertificate({ ...generated, name: "second" }, stateDir);

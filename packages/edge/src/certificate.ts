@@ -8,7 +8,15 @@ import { X509Certificate } from "node:crypto";
 import { chown, mkdir, open, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { createSecureContext } from "node:tls";
-import { ExitCode, errorFacts, Failure, readSecretFile, systemFailure, writeFileAtomically } from "@sallyport/host";
+import {
+  ExitCode,
+  errorFacts,
+  Failure,
+  readSecretFile,
+  systemFailure,
+  withFileLock,
+  writeFileAtomically,
+} from "@sallyport/host";
 import type { TunnelTls } from "@sallyport/tunnel";
 import { makeSelfSignedCertificate } from "./self-signed-certificate.ts";
 
@@ -56,18 +64,24 @@ export async function loadTunnelCertificate(
 async function loadGenerated(settings: CertificateSettings, stateDir: string): Promise<{ key: string; cert: string }> {
   const directory = join(stateDir, "tls");
   const path = join(directory, `${settings.name}.pem`);
-  if (await exists(path)) {
-    const existing = await readSecretFile(path);
-    const key = /-----BEGIN PRIVATE KEY-----[^-]+-----END PRIVATE KEY-----\n?/.exec(existing)?.[0] ?? "";
-    const cert = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----\n?/.exec(existing)?.[0] ?? "";
-    check({ key, cert, certWhere: path, keyWhere: path });
-    return { key, cert };
-  }
-  const { host } = settings.publicAddress ?? settings.listen;
-  const made = await makeSelfSignedCertificate({ host });
-  const { key, cert } = { key: `${made.key.trim()}\n`, cert: `${made.certificate.trim()}\n` };
+  if (await exists(path)) return readGenerated(path);
   await makeDirectory(directory, stateDir);
-  await writeFileAtomically(path, `${cert}${key}`, 0o600);
+  // `pair` and `serve` may be started at the same time; the certificate that one pins is the one that the other shows.
+  return withFileLock(path, async () => {
+    if (await exists(path)) return readGenerated(path);
+    const { host } = settings.publicAddress ?? settings.listen;
+    const made = await makeSelfSignedCertificate({ host });
+    const { key, cert } = { key: `${made.key.trim()}\n`, cert: `${made.certificate.trim()}\n` };
+    await writeFileAtomically(path, `${cert}${key}`, 0o600);
+    return { key, cert };
+  });
+}
+
+async function readGenerated(path: string): Promise<{ key: string; cert: string }> {
+  const existing = await readSecretFile(path);
+  const key = /-----BEGIN PRIVATE KEY-----[^-]+-----END PRIVATE KEY-----\n?/.exec(existing)?.[0] ?? "";
+  const cert = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----\n?/.exec(existing)?.[0] ?? "";
+  check({ key, cert, certWhere: path, keyWhere: path });
   return { key, cert };
 }
 

@@ -1,21 +1,24 @@
 /** The command line of the edge (docs/operations.md). */
 import { constants } from "node:os";
 import {
-  type AdminTarget,
   adminRequest,
   createLogger,
   ExitCode,
   Failure,
   flushLog,
+  loadStateDir,
+  NotRunning,
   notifyService,
+  packageVersion,
   parseIpAddress,
   printJson,
   printTable,
   program,
   runProgram,
 } from "@sallyport/host";
+import { loadTunnelCertificate } from "./certificate.ts";
 import { ClientStore } from "./client-store.ts";
-import { loadEdgeConfig } from "./config.ts";
+import { type EdgeConfig, edgeConfigSchema, loadEdgeConfig } from "./config.ts";
 import { deploymentSettings, ipFilters } from "./deployment-settings.ts";
 import { Edge } from "./edge.ts";
 import type { IpFilterDecision } from "./ip-filter.ts";
@@ -36,6 +39,9 @@ async function serve({ config: path }: ConfigOption): Promise<void> {
   const { log: logConfig, name } = loadEdgeConfig(path);
   const log = createLogger({ name, level: logConfig.level });
   const edge = await Edge.start(path, log);
+  // Whatever ends the process, a defect of ours included: the kernel closes what is open with a FIN, and a transfer that
+  // was cut would look complete.
+  process.prependOnceListener("exit", () => edge.cut());
   log.info({ deployments: edge.deployments.size }, "ready");
   notifyService("READY=1");
 
@@ -72,8 +78,12 @@ async function serve({ config: path }: ConfigOption): Promise<void> {
   setTimeout(() => process.exit(), EXIT_LINGER_MS).unref();
 }
 
-function check({ config: path, json }: OutputOptions): void {
+async function check({ config: path, json }: OutputOptions): Promise<void> {
   const config = loadEdgeConfig(path);
+  // Those of an operator only: one that is still to be generated is made when the edge starts.
+  for (const tunnel of config.tunnels) {
+    if (tunnel.tls !== undefined) await loadTunnelCertificate(tunnel, config.stateDir);
+  }
   const plan = deploymentSettings(config, ipFilters(config)).map((settings) => ({
     deployment: settings.name,
     listen: `${settings.listener.host}:${settings.listener.port}`,
@@ -88,27 +98,23 @@ function check({ config: path, json }: OutputOptions): void {
   printTable(tunnels);
 }
 
-/** Asks the running edge; when none runs, works on the state directory itself. */
+/** Asks the running edge; when none runs, works on the configuration and the state directory itself. */
 async function throughEdgeOrDirectly<T>(
   path: string,
-  request: { path: string; body: object },
-  directly: (context: { config: ReturnType<typeof loadEdgeConfig>; clients: ClientStore }) => Promise<T> | T,
+  request: { method?: "GET" | "POST"; path: string; body?: object },
+  directly: (config: EdgeConfig) => Promise<T> | T,
 ): Promise<T> {
-  const config = loadEdgeConfig(path);
   try {
-    return (await adminRequest(target(config), { method: "POST", ...request })) as T;
+    return (await ask(path, { method: "POST", ...request })) as T;
   } catch (error) {
-    if (!(error instanceof Failure) || error.exitCode !== ExitCode.unavailable) throw error;
-    return directly({ config, clients: await ClientStore.open(config.stateDir) });
+    if (!(error instanceof NotRunning)) throw error;
+    return directly(loadEdgeConfig(path));
   }
 }
 
-function target(config: { stateDir: string }): AdminTarget {
-  return { stateDir: config.stateDir, program: "sallyport-edge" };
-}
-
 async function ask(path: string, request: { method?: "GET" | "POST"; path: string; body?: object }): Promise<unknown> {
-  return adminRequest(target(loadEdgeConfig(path)), { method: "GET", ...request });
+  const stateDir = loadStateDir(path, { schema: edgeConfigSchema, stateDir: edgeConfigSchema.shape.stateDir });
+  return adminRequest({ stateDir, program: "sallyport-edge" }, { method: "GET", ...request });
 }
 
 function printPairing({ line, client, tokenId }: PairResult): void {
@@ -117,12 +123,17 @@ function printPairing({ line, client, tokenId }: PairResult): void {
   process.stderr.write(`token ${tokenId} of client ${client}; the line above is its only copy\n`);
 }
 
-const cli = program("sallyport-edge", "Accepts partner connections in the DMZ and forwards them to private targets.");
+const cli = program(
+  "sallyport-edge",
+  "Accepts partner connections in the DMZ and forwards them to private targets.",
+).version(packageVersion(import.meta.url));
 const command = (name: string, description: string) =>
   cli.command(name).description(description).option("--config <file>", "configuration file", DEFAULT_CONFIG);
 
 command("serve", "run the edge in the foreground").action(serve);
-command("check", "validate the configuration without binding anything").option("--json", "print JSON").action(check);
+command("check", "validate the configuration and its certificates without binding anything")
+  .option("--json", "print JSON")
+  .action(check);
 command("pair <client>", "make the first token of a client; prints the pairing line for `sallyport-agent join`")
   .option("--tunnel <name>", "the tunnel that the agent reaches; needed when there are several")
   .action(async (client: string, options: ConfigOption & { tunnel?: string }) => {
@@ -130,7 +141,7 @@ command("pair <client>", "make the first token of a client; prints the pairing l
     const result = await throughEdgeOrDirectly<PairResult>(
       options.config,
       { path: "/clients/pair", body: { client, ...(tunnel === undefined ? {} : { tunnel }) } },
-      (context) => pairClient({ ...context, client, tunnel }),
+      async (config) => pairClient({ config, clients: await ClientStore.open(config.stateDir), client, tunnel }),
     );
     printPairing(result);
   });
@@ -141,19 +152,19 @@ const clientCommand = (name: string, description: string) =>
 clientCommand("list", "clients, their tokens and whether an agent is connected")
   .option("--json", "print JSON")
   .action(async ({ config: path, json }: OutputOptions) => {
-    const config = loadEdgeConfig(path);
-    let clients: { client: string; tokens: { tokenId: string; createdAt: string }[]; connected?: boolean }[];
-    try {
-      const answer = await adminRequest(target(config), { method: "GET", path: "/clients" });
-      ({ clients } = answer as { clients: typeof clients });
-    } catch (error) {
-      if (!(error instanceof Failure) || error.exitCode !== ExitCode.unavailable) throw error;
-      const stored = (await ClientStore.open(config.stateDir)).list();
-      clients = config.clients.map(({ name }) => ({
-        client: name,
-        tokens: [...(stored.find((entry) => entry.client === name)?.tokens ?? [])],
-      }));
-    }
+    const { clients } = await throughEdgeOrDirectly<ClientList>(
+      path,
+      { method: "GET", path: "/clients" },
+      async (config) => {
+        const stored = (await ClientStore.open(config.stateDir)).list();
+        return {
+          clients: config.clients.map(({ name }) => ({
+            client: name,
+            tokens: [...(stored.find((entry) => entry.client === name)?.tokens ?? [])],
+          })),
+        };
+      },
+    );
     if (json) return printJson({ clients });
     printTable(
       clients.map((entry) => ({
@@ -171,7 +182,8 @@ clientCommand("rotate <client>", "make a second token; revoke the old one when t
     const result = await throughEdgeOrDirectly<PairResult>(
       options.config,
       { path: "/clients/rotate", body: { client: name, ...(tunnel === undefined ? {} : { tunnel }) } },
-      (context) => rotateClient({ ...context, client: name, tunnel }),
+      async (config) =>
+        rotateClient({ config, clients: await ClientStore.open(config.stateDir), client: name, tunnel }),
     );
     printPairing(result);
   });
@@ -181,7 +193,10 @@ clientCommand("revoke <client> [token]", "revoke one token (by its id) or all; l
     const result = await throughEdgeOrDirectly<{ client: string; revoked: readonly string[] }>(
       options.config,
       { path: "/clients/revoke", body: { client: name, ...(token === undefined ? {} : { token }) } },
-      async ({ clients }) => ({ client: name, revoked: await clients.revoke(name, token) }),
+      async ({ stateDir }) => ({
+        client: name,
+        revoked: await (await ClientStore.open(stateDir)).revoke(name, token),
+      }),
     );
     if (options.json) return printJson(result);
     process.stdout.write(`revoked ${result.revoked.join(", ")}\n`);
@@ -220,15 +235,20 @@ command("connections", "live partner connections")
     const body = deployment === undefined ? {} : { deployment };
     const answer = (await ask(config, { method: "POST", path: "/connections", body })) as { connections: object[] };
     if (json) return printJson(answer);
-    printTable(answer.connections);
+    // No output at all would leave open whether the edge was asked.
+    if (answer.connections.length === 0) process.stdout.write("no connections\n");
+    else printTable(answer.connections);
   });
 const connection = cli.command("connection").description("one partner connection");
 connection
   .command("kill <id>")
   .description("reset a connection on both sides")
   .option("--config <file>", "configuration file", DEFAULT_CONFIG)
-  .action(async (id: string, { config }: ConfigOption) => {
-    await ask(config, { method: "POST", path: "/connections/kill", body: { connection: id } });
+  .option("--json", "print JSON")
+  .action(async (id: string, { config, json }: OutputOptions) => {
+    const answer = await ask(config, { method: "POST", path: "/connections/kill", body: { connection: id } });
+    if (json) return printJson(answer);
+    process.stdout.write(`killed ${id}\n`);
   });
 
 const deployment = cli.command("deployment").description("one deployment");
@@ -253,7 +273,7 @@ command("test-ip <filter> <address>", "which rule of an IP filter decides over a
     const answer = await throughEdgeOrDirectly<TestIpAnswer>(
       config,
       { path: "/test-ip", body: { filter, address } },
-      () => testIpOffline(config, filter, address),
+      (offline) => testIpOffline(offline, { path: config, filterName: filter, text: address }),
     );
     if (json) return printJson(answer);
     const { rule } = answer;
@@ -274,6 +294,15 @@ command("reload", "read the configuration file again, as SIGHUP does")
     );
   });
 
+interface ClientList {
+  readonly clients: readonly {
+    readonly client: string;
+    readonly tokens: readonly { readonly tokenId: string; readonly createdAt: string }[];
+    /** Undefined while no edge runs. */
+    readonly connected?: boolean;
+  }[];
+}
+
 interface TestIpAnswer {
   readonly filter: string;
   readonly address: string;
@@ -282,8 +311,10 @@ interface TestIpAnswer {
 }
 
 /** While no edge runs, the configuration file answers. */
-function testIpOffline(path: string, filterName: string, text: string): TestIpAnswer {
-  const config = loadEdgeConfig(path);
+function testIpOffline(
+  config: EdgeConfig,
+  { path, filterName, text }: { path: string; filterName: string; text: string },
+): TestIpAnswer {
   const address = parseIpAddress(text);
   if (address === undefined) throw new Failure(ExitCode.usage, "address", "not a canonical IP address");
   const filter = ipFilters(config).get(filterName);

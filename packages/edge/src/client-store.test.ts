@@ -104,6 +104,14 @@ test("changes that come at the same time are all kept", async () => {
   expect((await ClientStore.open(stateDir)).list().map(({ client }) => client)).toEqual(["a", "b", "c", "d"]);
 });
 
+test("changes of several processes at the same time are all kept", async () => {
+  const stores = await Promise.all(
+    ["a", "b", "c", "d", "e"].map(async (client) => [client, await ClientStore.open(stateDir)] as const),
+  );
+  await Promise.all(stores.map(([client, other]) => other.pair(client)));
+  expect((await ClientStore.open(stateDir)).list().map(({ client }) => client)).toEqual(["a", "b", "c", "d", "e"]);
+});
+
 test("of two pairings of one client at the same time one is refused", async () => {
   const results = await Promise.allSettled([store.pair("lan"), store.pair("lan")]);
   expect(results.map(({ status }) => status)).toEqual(["fulfilled", "rejected"]);

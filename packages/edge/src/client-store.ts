@@ -3,11 +3,20 @@
  * they are rotated. A token itself is never stored; it exists in the pairing line and with the agent.
  *
  * The file is read when the store is opened and before each change, so that a command that worked on it while the edge was
- * not running loses nothing. Changes are made one after the other, and take effect when they are on the disk.
+ * not running loses nothing. Changes are made one after the other, those of other processes included, and take effect
+ * when they are on the disk.
  */
 import { mkdir, stat } from "node:fs/promises";
 import { join } from "node:path";
-import { ExitCode, errorFacts, Failure, readSecretFile, systemFailure, writeFileAtomically } from "@sallyport/host";
+import {
+  ExitCode,
+  errorFacts,
+  Failure,
+  readSecretFile,
+  systemFailure,
+  withFileLock,
+  writeFileAtomically,
+} from "@sallyport/host";
 import {
   CLIENT_NAME_PATTERN,
   createToken,
@@ -184,11 +193,14 @@ export class ClientStore {
   /** One change after the other, each on what the file holds then. */
   async #change<T>(apply: (clients: Map<string, readonly Entry[]>) => T): Promise<T> {
     const change = this.#lastChange.then(async () => {
-      const clients = new Map(await this.#read());
-      const result = apply(clients);
-      await this.#write(clients);
-      this.#clients = clients;
-      return result;
+      await this.#makeDirectory();
+      return withFileLock(this.#path, async () => {
+        const clients = new Map(await this.#read());
+        const result = apply(clients);
+        await this.#write(clients);
+        this.#clients = clients;
+        return result;
+      });
     });
     this.#lastChange = change.catch(() => undefined);
     return change;
@@ -243,12 +255,15 @@ export class ClientStore {
     if (text.length > MAX_FILE_BYTES) {
       throw new Failure(ExitCode.configuration, this.#path, "has no room for another token; revoke what is not used");
     }
+    await writeFileAtomically(this.#path, text, 0o600);
+  }
+
+  async #makeDirectory(): Promise<void> {
     try {
       await mkdir(this.#stateDir, { recursive: true, mode: 0o700 });
     } catch (error) {
       throw systemFailure(error, this.#stateDir, "make the directory");
     }
-    await writeFileAtomically(this.#path, text, 0o600);
   }
 }
 

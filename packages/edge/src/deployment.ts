@@ -71,6 +71,11 @@ export class Deployment {
     return this.connections.size > 0 ? "draining" : "stopped";
   }
 
+  /** What it listens with, while it runs. */
+  get listener(): Listener | undefined {
+    return this.#listener;
+  }
+
   /** Where it listens, while it runs. */
   get address(): AddressInfo | undefined {
     return this.#listener?.address;
@@ -79,13 +84,13 @@ export class Deployment {
   /** Running, and an agent is there if one is needed: a connection that came now would be served. */
   get ready(): boolean {
     const { via } = this.settings;
-    return this.state === "running" && (via === undefined || this.context.sessions.isConnected(via.client));
+    return this.state === "running" && (via === undefined || this.context.sessions.pick(via) !== undefined);
   }
 
   /** Serves connections that wait for an agent, if there is one now. */
   serveHeld(): void {
     const { via } = this.settings;
-    if (via !== undefined) this.holdQueue.serve(() => this.context.sessions.isConnected(via.client));
+    if (via !== undefined) this.holdQueue.serve(() => this.context.sessions.pick(via) !== undefined);
   }
 
   /** Bytes of all connections so far, the live ones included. */
@@ -102,50 +107,41 @@ export class Deployment {
   /** Listens. Does nothing when it does already. @throws the system's error when the address cannot be bound */
   async start(): Promise<void> {
     if (this.#listener !== undefined) return;
-    const { listener } = this.settings;
-    const bound = new Listener({
-      name: listener.name,
-      host: listener.host,
-      port: listener.port,
-      onSocket: (socket) => PartnerConnection.serve(socket, this),
-      onError: (code) => this.context.log.error({ listener: listener.name, error: code }, "accept failed"),
-    });
-    await bound.bind();
+    const bound = await Deployment.listen(this.settings, this.context.log);
     if (this.#listener !== undefined) return bound.close();
-    this.#listener = bound;
-    clearTimeout(this.#drainTimer);
-    for (const resolve of this.#onDrained.splice(0)) resolve();
-    const at = bound.address;
-    this.context.log.info(
-      { deployment: this.name, listener: listener.name, address: at?.address, port: at?.port },
-      "deployment started",
-    );
+    this.adopt(this.settings, bound);
   }
 
-  /** Takes new settings; with another address it listens there first and leaves the old address after. */
-  async update(settings: DeploymentSettings): Promise<void> {
-    const before = this.settings.listener;
-    const moved = before.host !== settings.listener.host || before.port !== settings.listener.port;
-    const old = this.#listener;
-    if (!moved || old === undefined) {
-      this.settings = settings;
-      this.holdQueue.settings = settings.hold;
-      this.counter.maxConnections = settings.listener.maxConnections;
-      return;
-    }
-    this.#listener = undefined;
-    const previous = this.settings;
+  /** Binds the address of `settings`; the listener belongs to the caller. @throws as `start` */
+  static async listen({ listener }: DeploymentSettings, log: Logger): Promise<Listener> {
+    const bound = new Listener({
+      ...listener,
+      onError: (code) => log.error({ listener: listener.name, error: code }, "accept failed"),
+    });
+    await bound.bind();
+    return bound;
+  }
+
+  /**
+   * Takes new settings, and a bound listener for them or none. The listener before is not closed: it may serve another
+   * deployment now.
+   */
+  adopt(settings: DeploymentSettings, listener: Listener | undefined): void {
+    const wasRunning = this.#listener !== undefined;
     this.settings = settings;
-    try {
-      await this.start();
-    } catch (error) {
-      this.settings = previous;
-      this.#listener = old;
-      throw error;
-    }
     this.holdQueue.settings = settings.hold;
     this.counter.maxConnections = settings.listener.maxConnections;
-    old.close();
+    this.#listener = listener;
+    if (listener === undefined) return;
+    listener.onSocket = (socket) => PartnerConnection.serve(socket, this);
+    clearTimeout(this.#drainTimer);
+    for (const resolve of this.#onDrained.splice(0)) resolve();
+    if (wasRunning) return;
+    const { address, port } = listener.address ?? {};
+    this.context.log.info(
+      { deployment: this.name, listener: settings.listener.name, address, port },
+      "deployment started",
+    );
   }
 
   /**

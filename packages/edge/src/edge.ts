@@ -8,6 +8,9 @@ import {
   AdminServer,
   collectProcessMetrics,
   connectionCapacity,
+  fileDescriptorLimit,
+  ExitCode,
+  Failure,
   type Logger,
   listenFailure,
   ObservabilityServer,
@@ -24,14 +27,23 @@ import { AgentSessions } from "./agent-sessions.ts";
 import { loadTunnelCertificate } from "./certificate.ts";
 import { ClientStore } from "./client-store.ts";
 import { type EdgeConfig, loadEdgeConfig } from "./config.ts";
-import { Deployment, type DeploymentContext } from "./deployment.ts";
+import { Deployment, type DeploymentContext, type DeploymentSettings } from "./deployment.ts";
 import { deploymentSettings, ipFilters } from "./deployment-settings.ts";
 import type { IpFilter } from "./ip-filter.ts";
+import type { Listener } from "./listener.ts";
 import { LineRate } from "./line-rate.ts";
 import { registerEdgeMetrics } from "./metrics.ts";
 
 /** Keys that are read at start only; a reload that changes them says so. */
 const RESTART_KEYS = ["name", "stateDir", "metrics", "heartbeat", "resumeTimeout"] as const;
+
+/**
+ * Kept free for those who have not authenticated (as many as the tunnel admits at once) and for links. Without them partners
+ * and strangers together take the last descriptor, and an agent that lost its links gets no new ones.
+ */
+const DESCRIPTORS_PER_TUNNEL = 64;
+/** One agent with its most links, or eight with two each. Together they are at most a quarter of what there is. */
+const DESCRIPTORS_PER_CLIENT = 16;
 
 export class Edge {
   config: EdgeConfig;
@@ -48,8 +60,11 @@ export class Edge {
   readonly #context: DeploymentContext;
   readonly #registry = new Registry();
   readonly #closers: (() => Promise<void> | void)[] = [];
+  /** Deployments that the configuration no longer has, while their connections finish. */
+  readonly #retired = new Set<string>();
   #filters: ReadonlyMap<string, IpFilter> = new Map();
-  #reloading: Promise<unknown> = Promise.resolve();
+  /** The last change of what listens; see `#inTurn`. */
+  #changing: Promise<unknown> = Promise.resolve();
   readonly #tunnelEvents = new LineRate({ burst: 50, perSecond: 10 });
   #stopping = false;
   #interimTimer: NodeJS.Timeout | undefined;
@@ -120,7 +135,7 @@ export class Edge {
       if (deployment.state !== "running") reasons.push(`deployment ${deployment.name} does not listen`);
       else if (!deployment.ready) {
         reasons.push(
-          `deployment ${deployment.name}: no agent of client ${deployment.settings.via?.client} is connected`,
+          `deployment ${deployment.name}: no agent of client ${deployment.settings.via?.client} is connected at tunnel ${deployment.settings.via?.tunnel}`,
         );
       }
     }
@@ -132,16 +147,15 @@ export class Edge {
    * tunnel certificates. Connections that are not concerned are not touched. @throws Failure; nothing has changed then
    */
   async reload(): Promise<{ restartNeeded: string[] }> {
-    // One at a time: two that overlap would leave a mixture.
-    const run = this.#reloading.then(() => this.#reload());
-    this.#reloading = run.catch(() => undefined);
-    return run;
+    return this.#inTurn(() => this.#reload());
   }
 
   /** With `drain`, running connections have `drainTimeout` to finish; `stop` again without it cuts them at once. */
   async stop(options: { drain: boolean }): Promise<void> {
     this.#stopping = true;
     clearInterval(this.#interimTimer);
+    // What is being bound must not go on listening behind our back.
+    await this.#changing;
     const deployments = [...this.deployments.values()];
     if (options.drain) {
       this.sessions.drain();
@@ -173,7 +187,7 @@ export class Edge {
           listen: tunnel.listen,
           tls,
           credentials: (client) => (this.#declared(client) ? this.clients.verifiers(client) : []),
-          onPeer: (peer) => this.sessions.take(peer),
+          onPeer: (peer) => this.sessions.take(peer, tunnel.name),
           onEvent: (event) => this.#tunnelEvent(tunnel.name, event),
           limits: { handshakeTimeoutMs: tunnel.handshakeTimeout, requestTimeoutMs: tunnel.handshakeTimeout },
         }),
@@ -182,6 +196,8 @@ export class Edge {
     const admin = new AdminServer({ stateDir: config.stateDir, routes: adminRoutes(this) });
     await admin.listen();
     this.#closers.push(() => admin.close());
+    // Until the socket was there, commands worked on the file itself; none does from now on.
+    await this.clients.reload();
     if (config.metrics !== undefined) {
       const observability = new ObservabilityServer({
         listen: config.metrics.listen,
@@ -211,10 +227,27 @@ export class Edge {
 
   /** @throws Failure that names the listener when its address cannot be bound */
   async startDeployment(deployment: Deployment): Promise<void> {
-    const { listener } = deployment.settings;
-    await deployment.start().catch((error: unknown) => {
-      throw listenFailure(`listeners.${listener.name}.listen`, listener, error);
+    await this.#inTurn(async () => {
+      const { listener } = deployment.settings;
+      await deployment.start().catch((error: unknown) => {
+        throw listenFailure(`listeners.${listener.name}.listen`, listener, error);
+      });
     });
+  }
+
+  /** Resets every partner connection, in this very turn: for the moment before the process ends. */
+  cut(): void {
+    for (const deployment of this.deployments.values()) deployment.cut(ResetCode.shutdown);
+  }
+
+  /** Changes of what listens come one at a time, since two that overlap would leave a mixture, and none while stopping. */
+  #inTurn<T>(change: () => Promise<T>): Promise<T> {
+    const run = this.#changing.then(() => {
+      if (this.#stopping) throw new Failure(ExitCode.unavailable, this.config.name, "the edge is shutting down");
+      return change();
+    });
+    this.#changing = run.catch(() => undefined);
+    return run;
   }
 
   async #reload(): Promise<{ restartNeeded: string[] }> {
@@ -244,50 +277,75 @@ export class Edge {
     return { restartNeeded };
   }
 
+  /**
+   * Binds what is new first, so that a failure leaves everything as it was. A listener that stays at its address stays
+   * open, whichever deployment has it afterwards: renaming or exchanging deployments refuses no partner.
+   */
   async #applyDeployments(next: EdgeConfig): Promise<void> {
     const filters = ipFilters(next);
     const wanted = new Map(deploymentSettings(next, filters).map((settings) => [settings.name, settings]));
-    const started: Deployment[] = [];
-    const undo: (() => Promise<void>)[] = [];
+    const bound = new Map<string, Listener>();
+    for (const { settings, listener } of this.deployments.values()) {
+      if (listener !== undefined) bound.set(addressKey(settings), listener);
+    }
+    const fresh: Listener[] = [];
+    const plan: { readonly settings: DeploymentSettings; listener: Listener | undefined }[] = [];
     try {
       for (const settings of wanted.values()) {
-        const existing = this.deployments.get(settings.name);
-        if (existing !== undefined) {
-          const previous = existing.settings;
-          await existing.update(settings).catch((error: unknown) => {
-            throw listenFailure(`listeners.${settings.listener.name}.listen`, settings.listener, error);
-          });
-          undo.push(() => existing.update(previous));
-          continue;
+        let listener: Listener | undefined;
+        if (this.#runsAfterReload(settings)) {
+          const key = addressKey(settings);
+          listener = bound.get(key);
+          bound.delete(key);
+          if (listener === undefined) {
+            listener = await Deployment.listen(settings, this.log).catch((error: unknown) => {
+              throw listenFailure(`listeners.${settings.listener.name}.listen`, settings.listener, error);
+            });
+            fresh.push(listener);
+          }
         }
-        const deployment = new Deployment(settings, this.#context);
-        if (settings.startup === "auto") await this.startDeployment(deployment);
-        started.push(deployment);
+        plan.push({ settings, listener });
       }
     } catch (error) {
-      for (const deployment of started) await deployment.stop({ type: "cut" });
-      for (const step of undo.toReversed()) await step();
+      for (const listener of fresh) listener.close();
       throw error;
     }
     this.#filters = filters;
-    for (const deployment of started) this.deployments.set(deployment.name, deployment);
-    for (const deployment of this.deployments.values()) {
-      if (wanted.has(deployment.name)) continue;
-      // Its connections finish; the deployment is forgotten when none is left.
-      this.#retire(deployment, next.drainTimeout);
+    // A listener that an operator has closed meanwhile is not to be taken for one that listens.
+    for (const entry of plan) if (entry.listener?.address === undefined) entry.listener = undefined;
+    const leaving = [...this.deployments.values()].filter(({ name }) => !wanted.has(name));
+    for (const { settings, listener } of plan) {
+      const deployment = this.deployments.get(settings.name) ?? new Deployment(settings, this.#context);
+      this.deployments.set(settings.name, deployment);
+      this.#retired.delete(settings.name);
+      deployment.adopt(settings, listener);
     }
+    for (const deployment of leaving) this.#retire(deployment, next.drainTimeout);
+    for (const listener of bound.values()) listener.close();
   }
 
+  /** What runs goes on running, what an operator has stopped stays stopped, what is new starts as it says. */
+  #runsAfterReload(settings: DeploymentSettings): boolean {
+    const existing = this.deployments.get(settings.name);
+    if (existing === undefined || this.#retired.has(settings.name)) return settings.startup === "auto";
+    return existing.state === "running";
+  }
+
+  /** It is not in the configuration any more: its connections finish, and it is forgotten when none is left. */
   #retire(deployment: Deployment, drainTimeoutMs: number): void {
+    this.#retired.add(deployment.name);
+    deployment.adopt(deployment.settings, undefined);
     void deployment.stop({ type: "drain", drainTimeoutMs }).then(() => {
-      if (deployment.state === "stopped") this.deployments.delete(deployment.name);
+      if (this.#retired.delete(deployment.name)) this.deployments.delete(deployment.name);
     });
   }
 
   /** The configured limits, or what the file descriptors of this process allow where that is less. */
   #limitsOf(config: EdgeConfig): AdmissionLimits {
     const descriptorsEach = config.deployments.some(({ via }) => via === undefined) ? 2 : 1;
-    const capacity = connectionCapacity(descriptorsEach);
+    const forTunnels = config.tunnels.length * DESCRIPTORS_PER_TUNNEL + config.clients.length * DESCRIPTORS_PER_CLIENT;
+    const atMost = Math.floor((fileDescriptorLimit() ?? 0) / 4);
+    const capacity = connectionCapacity(descriptorsEach, Math.min(forTunnels, atMost));
     const { maxConnections } = config.limits;
     if (capacity === undefined || capacity >= maxConnections) return config.limits;
     this.log.warn(
@@ -324,4 +382,9 @@ export class Edge {
     }, intervalMs);
     this.#interimTimer.unref();
   }
+}
+
+/** Names the address of a deployment; each port 0 is another one. */
+function addressKey({ name, listener: { host, port } }: DeploymentSettings): string {
+  return port === 0 ? `${host} 0 ${name}` : `${host} ${port}`;
 }

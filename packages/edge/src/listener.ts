@@ -7,8 +7,6 @@ export interface ListenerOptions {
   readonly name: string;
   readonly host: string;
   readonly port: number;
-  /** The callee owns the socket; it has an 'error' listener already. */
-  readonly onSocket: (socket: Socket) => void;
   /** Accepting failed (for example EMFILE); the listener goes on. */
   readonly onError: (code: string) => void;
 }
@@ -21,6 +19,8 @@ export const SOCKET_BUFFER_BYTES = 65_536;
 
 export class Listener {
   readonly name: string;
+  /** Hears of every connection and owns its socket, which has an 'error' listener already. A reload may change it. */
+  onSocket: (socket: Socket) => void = (socket) => socket.destroy();
   readonly #options: ListenerOptions;
   readonly #server: Server;
 
@@ -37,7 +37,7 @@ export class Listener {
     });
     this.#server.on("connection", (socket: Socket) => {
       socket.on("error", ignore);
-      options.onSocket(socket);
+      this.onSocket(socket);
     });
   }
 

@@ -154,7 +154,7 @@ export function registerEdgeMetrics(registry: Registry, edge: Edge): void {
   });
   new Counter({
     name: "edge_tunnel_links_lost_total",
-    help: "Links that closed, for whatever reason.",
+    help: "Links that closed, for whatever reason but renewal.",
     registers,
     collect() {
       this.reset();

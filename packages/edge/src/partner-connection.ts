@@ -16,9 +16,10 @@ import {
 import { ResetCode } from "@sallyport/protocol";
 import { Ended, type Ending, endingOf, Splice } from "@sallyport/tunnel";
 import type { ConnectionFacts } from "./access-record.ts";
+import type { Via } from "./agent-sessions.ts";
 import type { Admitted } from "./admission.ts";
 import { nextConnectionId } from "./connection-id.ts";
-import type { Deployment } from "./deployment.ts";
+import type { Deployment, DeploymentSettings } from "./deployment.ts";
 import type { Held } from "./hold-queue.ts";
 import { Relay } from "./relay.ts";
 
@@ -66,6 +67,8 @@ export class PartnerConnection {
   readonly id: string;
   readonly deployment: Deployment;
   readonly startedAt = new Date();
+  /** Those of the moment at which it came: a reload may change what the deployment does next. */
+  readonly #settings: DeploymentSettings;
   readonly #socket: Socket;
   readonly #start = performance.now();
   readonly #partner: string;
@@ -84,6 +87,7 @@ export class PartnerConnection {
   private constructor(socket: Socket, deployment: Deployment, partner: string) {
     this.id = nextConnectionId();
     this.deployment = deployment;
+    this.#settings = deployment.settings;
     this.#socket = socket;
     this.#partner = partner;
     this.#local = `${bracket(plain(socket.localAddress))}:${socket.localPort ?? 0}`;
@@ -121,9 +125,9 @@ export class PartnerConnection {
       connection: this.id,
       partner: this.#partner,
       local: this.#local,
-      listener: this.deployment.settings.listener.name,
+      listener: this.#settings.listener.name,
       deployment: this.deployment.name,
-      target: this.deployment.settings.target,
+      target: this.#settings.target,
       client: this.#client,
       agent: this.#agent,
       address: this.#address,
@@ -160,7 +164,8 @@ export class PartnerConnection {
   }
 
   #admit(address: IpAddress): void {
-    const { context, settings } = this.deployment;
+    const settings = this.#settings;
+    const { context } = this.deployment;
     const admitted = context.admission.admit(address, this.deployment.counter);
     if (typeof admitted === "string") return this.#refuse(admitted);
     const decision = settings.ipFilter?.decidePeer(this.#socket.remoteAddress);
@@ -173,7 +178,7 @@ export class PartnerConnection {
     this.deployment.connections.add(this);
     this.deployment.counters.accepted += 1;
     if (settings.via === undefined) this.#dial(settings.target);
-    else this.#open(settings.via.client, settings.target);
+    else this.#open(settings.via, settings.target);
   }
 
   #refuse(refusal: Refusal, rule?: string): void {
@@ -186,11 +191,12 @@ export class PartnerConnection {
 
   // ── through an agent ──
 
-  #open(client: string, target: string): void {
-    const { context, settings } = this.deployment;
-    this.#client = client;
+  #open(via: Via, target: string): void {
+    const settings = this.#settings;
+    const { context } = this.deployment;
+    this.#client = via.client;
     const opened = context.sessions.open(
-      client,
+      via,
       { connection: this.id, target, deployment: this.deployment.name, partner: this.#partner },
       (stream, session) => {
         this.#agent = session.agent;
@@ -210,7 +216,7 @@ export class PartnerConnection {
     );
     if (typeof opened === "string") {
       if (opened === "streamLimit") this.#giveUp(Ended.limit);
-      else this.#hold(client, target);
+      else this.#hold(via, target);
       return;
     }
     this.#openedAt = performance.now();
@@ -225,11 +231,11 @@ export class PartnerConnection {
     splice.start();
   }
 
-  #hold(client: string, target: string): void {
+  #hold(via: Via, target: string): void {
     const held: Held = {
       serve: () => {
         this.#way = { type: "none" };
-        this.#open(client, target);
+        this.#open(via, target);
       },
       expire: () => this.#giveUp(Ended.noAgentInTime),
     };
@@ -247,7 +253,8 @@ export class PartnerConnection {
   // ── directly ──
 
   #dial(target: string): void {
-    const { context, settings } = this.deployment;
+    const settings = this.#settings;
+    const { context } = this.deployment;
     const controller = new AbortController();
     this.#way = { type: "dialling", controller };
     this.#openedAt = performance.now();

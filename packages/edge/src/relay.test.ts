@@ -3,6 +3,7 @@ import { connect, type Socket } from "node:net";
 import { afterEach, describe, expect, test } from "vitest";
 import type { Ending } from "@sallyport/tunnel";
 import { withDeadline } from "../../../test/support/deadline.ts";
+import { socketEnding } from "../../../test/support/socket-ending.ts";
 import { startTcpServer, type TcpServer } from "../../../test/support/tcp-server.ts";
 import { Relay } from "./relay.ts";
 
@@ -119,5 +120,13 @@ describe("a relay", () => {
     partner.end("x");
     expect(await reset(partner)).toBe("ECONNRESET");
     expect(await ending).toMatchObject({ reason: "half-close timeout" });
+  });
+
+  test("leaves a slow partner all of an answer that is complete when the half-close timeout comes", async () => {
+    const answer = Buffer.alloc(300_000, 1);
+    const { partner, ending } = await relayed((socket) => socket.end(answer), { idle: 0, halfClose: 50 });
+    partner.pause();
+    expect(await ending).toMatchObject({ reason: "half-close timeout" });
+    expect(await socketEnding(partner)).toMatchObject({ how: "end", receivedBytes: answer.length });
   });
 });

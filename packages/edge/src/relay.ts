@@ -6,7 +6,7 @@
  */
 import type { Socket } from "node:net";
 import { ResetCode } from "@sallyport/protocol";
-import { ActivityTimer, Ended, type Ending, endingOf, onConfirmedEnd } from "@sallyport/tunnel";
+import { abandon, ActivityTimer, Ended, type Ending, endingOf, onConfirmedEnd } from "@sallyport/tunnel";
 
 export interface RelayOptions {
   readonly partner: Socket;
@@ -37,7 +37,8 @@ export class Relay {
     this.#timer = new ActivityTimer({
       idleTimeoutMs: options.idleTimeoutMs,
       halfCloseTimeoutMs: options.halfCloseTimeoutMs,
-      onIdle: (kind) => this.#cut(kind === "idle" ? Ended.idleTimeout : Ended.halfCloseTimeout),
+      delivered: () => [this.#partner, this.#target].every((to) => !to.writableEnded || to.writableFinished),
+      onIdle: (kind) => this.#timeOut(kind === "idle" ? Ended.idleTimeout : Ended.halfCloseTimeout),
     });
     this.#join(this.#partner, this.#target, Ended.partnerReset);
     this.#join(this.#target, this.#partner, Ended.targetReset);
@@ -76,6 +77,12 @@ export class Relay {
       else if (to.closed) this.#finish(Ended.normal);
     });
     if (from.destroyed) this.#cut(broken);
+  }
+
+  #timeOut(ending: Ending): void {
+    this.#finish(ending);
+    abandon(this.#partner);
+    abandon(this.#target);
   }
 
   #cut(ending: Ending): void {

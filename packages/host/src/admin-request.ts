@@ -3,6 +3,7 @@ import { request } from "node:http";
 import { adminAddress } from "./admin-address.ts";
 import type { AdminErrorAnswer } from "./admin-server.ts";
 import { errorFacts, ExitCode, Failure } from "./failure.ts";
+import { NotRunning } from "./not-running.ts";
 
 /** Ten thousand connections with all their facts are some megabytes. */
 const MAX_ANSWER_BYTES = 64 * 1024 * 1024;
@@ -25,7 +26,7 @@ export interface AdminRequest {
 /**
  * Asks the running program and resolves with its answer.
  *
- * @throws Failure 69 when nobody listens or answers in time, 77 when the socket may not be used; whatever the program itself
+ * @throws NotRunning (69) when nobody listens, Failure 69 when nobody answers in time, 77 when the socket may not be used; whatever the program itself
  *   refused with, with its exit code (69 where it gave none)
  */
 export function adminRequest(target: AdminTarget, options: AdminRequest): Promise<unknown> {
@@ -83,11 +84,7 @@ function connectionFailure(error: unknown, { program }: AdminTarget, socketPath:
   switch (code) {
     case "ENOENT":
     case "ECONNREFUSED":
-      return new Failure(
-        ExitCode.unavailable,
-        socketPath,
-        `nobody listens: is ${program} running, and with this configuration file?`,
-      );
+      return new NotRunning(socketPath, program);
     case "EACCES":
     case "EPERM":
       return new Failure(

@@ -10,6 +10,7 @@ import { adminAddress } from "./admin-address.ts";
 import { adminRequest } from "./admin-request.ts";
 import { AdminError, type AdminRoute, AdminServer } from "./admin-server.ts";
 import { ExitCode, Failure } from "./failure.ts";
+import { NotRunning } from "./not-running.ts";
 
 const calls: unknown[] = [];
 
@@ -233,7 +234,9 @@ describe.skipIf(process.platform === "win32")("a command that asks", () => {
     adminRequest({ stateDir, program: "sallyport-edge" }, { method: "GET", path: "/status", timeoutMs });
 
   test("a program that does not run is told so", async () => {
-    await expect(ask()).rejects.toMatchObject({
+    const failure = ask();
+    await expect(failure).rejects.toBeInstanceOf(NotRunning);
+    await expect(failure).rejects.toMatchObject({
       exitCode: 69,
       where: join(stateDir, "admin.sock"),
       what: "nobody listens: is sallyport-edge running, and with this configuration file?",
@@ -255,7 +258,9 @@ describe.skipIf(process.platform === "win32")("a command that asks", () => {
 
   test("a program that does not answer in time is told so", async () => {
     await withRawServer(undefined, async () => {
-      await expect(ask(50)).rejects.toMatchObject({
+      const failure = ask(50);
+      await expect(failure).rejects.not.toBeInstanceOf(NotRunning);
+      await expect(failure).rejects.toMatchObject({
         exitCode: 69,
         what: "sallyport-edge did not answer within 50 ms; look at its log",
       });

@@ -70,7 +70,9 @@ function unknownOption(root: Command, text: string): Failure {
   if (/token|secret|passw|credential|key/i.test(name)) {
     return usage(shown, "unknown option; secrets are never taken as options, because other users can see them");
   }
-  const nearest = nearestWord(flag, optionFlags(root));
+  const known = optionFlags(root);
+  if (known.includes(flag)) return usage(flag, `is not an option here; see ${root.name()} COMMAND --help`);
+  const nearest = nearestWord(flag, known);
   return usage(
     shown,
     nearest === undefined ? `unknown option; see ${root.name()} --help` : `unknown option; did you mean ${nearest}?`,

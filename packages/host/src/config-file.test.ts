@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { z } from "zod";
-import { checkConfigText, loadConfigFile } from "./config-file.ts";
+import { checkConfigText, loadConfigFile, loadStateDir } from "./config-file.ts";
 import { count, logSection } from "./config-sections.ts";
 import { duration } from "./duration.ts";
 import { Failure } from "./failure.ts";
@@ -235,4 +235,33 @@ test.skipIf(process.platform === "win32")("a pipe is read like a file", async ()
   const writer = spawn("sh", ["-c", `printf 'name: a\\nx: 1\\n' > "$1"`, "sh", fifo]);
   expect(() => loadConfigFile(fifo, schema)).toThrow(`${fifo}:2:1: x: unknown key`);
   await new Promise((resolve) => writer.once("exit", resolve));
+});
+
+const stateDir = z.string().min(1).default("/var/lib/x");
+
+test.each([
+  ["a good file", "stateDir: /s", "/s"],
+  ["a good file without the key", "name: a", "/var/lib/x"],
+  ["an unknown key", "stateDir: /s\nfoo: 1", "/s"],
+  ["an unknown key, without the key", "foo: 1", "/var/lib/x"],
+  ["a tab behind the key", "stateDir: /s\nlisteners:\n\t- x", "/s"],
+  ["a bracket that is not closed", "stateDir: /s\nlisteners: [", "/s"],
+])("the state directory is found in a file with %s", async (_, text, expected) => {
+  await writeFile(path, text);
+  expect(loadStateDir(path, { schema: z.strictObject({ stateDir, name: name().optional() }), stateDir })).toBe(
+    expected,
+  );
+});
+
+test.each([
+  ["f.yaml:1:11", "stateDir: 5"],
+  ["f.yaml:1:11", "stateDir: ''\nfoo: 1"],
+  ["f.yaml:1:1", ""],
+  ["f.yaml:1:1", "- a"],
+  ["f.yaml:2:1", "name: [\n"],
+])("the state directory is not guessed: %s in %j", async (where, text) => {
+  await writeFile(path, text);
+  const load = () => loadStateDir(path, { schema: z.strictObject({ stateDir, name: name().optional() }), stateDir });
+  expect(load).toThrow(Failure);
+  expect(load).toThrow(where);
 });

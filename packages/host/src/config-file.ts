@@ -38,6 +38,31 @@ export function loadConfigFile<Schema extends z.ZodType>(path: string, schema: S
 }
 
 /**
+ * The `stateDir` of a configuration file, for commands that ask the running program: that one goes on with what it has read
+ * before, and an operator has to reach it just when the file has a fault. `schema` is that of the file, `stateDir` that of
+ * the key.
+ *
+ * @throws Failure as `loadConfigFile` does, when the file cannot be read or the fault is in the key itself
+ */
+export function loadStateDir(
+  path: string,
+  { schema, stateDir }: { readonly schema: z.ZodType<{ stateDir: string }>; readonly stateDir: z.ZodType<string> },
+): string {
+  const text = readText(path);
+  try {
+    return checkConfigText(text, path, schema).stateDir;
+  } catch (error) {
+    const document = parseDocument(text, { logLevel: "silent", prettyErrors: false, stringKeys: true });
+    const { contents } = document;
+    // A file with faults of syntax that names no directory may name one behind the fault.
+    if (!isMap(contents) || (document.errors.length > 0 && !contents.has("stateDir"))) throw error;
+    const parsed = stateDir.safeParse(contents.get("stateDir"));
+    if (!parsed.success) throw error;
+    return parsed.data;
+  }
+}
+
+/**
  * Checks the text of a configuration file; `name` is what faults call it. Checks that cross keys belong in a `superRefine`
  * of the schema; the `path` of an issue they add decides where the fault is shown.
  *

@@ -4,6 +4,7 @@
  */
 import { getSystemErrorMap } from "node:util";
 import { CommanderError } from "commander";
+import { hideSecrets } from "./hidden-secrets.ts";
 import { printableText } from "./printable-text.ts";
 
 /** The part of sysexits.h that both programs use. */
@@ -25,7 +26,10 @@ export const ExitCode = {
 
 export type ExitCode = (typeof ExitCode)[keyof typeof ExitCode];
 
-/** A failure that an operator can understand and mend. Both texts are shown as they are, so they never hold a secret. */
+/**
+ * A failure that an operator can understand and mend. What has the form of a token or of a pairing line is taken out of both
+ * texts, because a place is often what somebody typed.
+ */
 export class Failure extends Error {
   override readonly name = "Failure";
   readonly exitCode: ExitCode;
@@ -35,10 +39,11 @@ export class Failure extends Error {
   readonly what: string;
 
   constructor(exitCode: ExitCode, where: string, what: string) {
-    super(`${where}: ${what}`);
+    const [shownWhere, shownWhat] = [hideSecrets(where), hideSecrets(what)];
+    super(`${shownWhere}: ${shownWhat}`);
     this.exitCode = exitCode;
-    this.where = where;
-    this.what = what;
+    this.where = shownWhere;
+    this.what = shownWhat;
   }
 
   /** The one line for stderr, without its end. */

@@ -5,7 +5,7 @@
  */
 import { readFileSync } from "node:fs";
 
-/** Kept free for links, logs, the admin socket, name lookups and whatever the runtime opens. */
+/** Kept free for logs, the admin socket, metrics, name lookups, a few links and whatever the runtime opens. */
 export const RESERVED_FILE_DESCRIPTORS = 64;
 
 /**
@@ -22,9 +22,12 @@ export function fileDescriptorLimit(): number | undefined {
   }
 }
 
-/** How many connections of `descriptorsEach` fit beside the reserve; at least 1. Undefined: no limit is known. */
-export function connectionCapacity(descriptorsEach: number): number | undefined {
+/**
+ * How many connections of `descriptorsEach` fit beside the reserve and beside `furtherDescriptors`, which the caller may
+ * need for other sockets; at least 1. Undefined: no limit is known.
+ */
+export function connectionCapacity(descriptorsEach: number, furtherDescriptors = 0): number | undefined {
   const limit = fileDescriptorLimit();
   if (limit === undefined) return undefined;
-  return Math.max(1, Math.floor((limit - RESERVED_FILE_DESCRIPTORS) / descriptorsEach));
+  return Math.max(1, Math.floor((limit - RESERVED_FILE_DESCRIPTORS - furtherDescriptors) / descriptorsEach));
 }

@@ -38,7 +38,7 @@ export {
 } from "./dial.ts";
 export { ResolveError, type ResolveErrorReason, Resolver, type ResolverOptions } from "./resolver.ts";
 export { type ByteSizeBounds, byteSize, parseByteSize } from "./byte-size.ts";
-export { checkConfigText, loadConfigFile } from "./config-file.ts";
+export { checkConfigText, loadConfigFile, loadStateDir } from "./config-file.ts";
 export { configReason, spoken } from "./config-reason.ts";
 export {
   count,
@@ -76,10 +76,13 @@ export {
   type AdminServerOptions,
 } from "./admin-server.ts";
 export { program } from "./command-line.ts";
+export { withFileLock } from "./file-lock.ts";
+export { NotRunning } from "./not-running.ts";
 export { listenFailure } from "./listen-failure.ts";
 export { createLogger, droppedLogLines, flushLog, type Logger, type LoggerOptions } from "./log.ts";
 export { LogDestination, type LogDestinationOptions } from "./log-destination.ts";
 export { ObservabilityServer, type ObservabilityServerOptions } from "./observability-server.ts";
 export { formatTable, printJson, printTable } from "./output.ts";
+export { packageVersion } from "./package-version.ts";
 export { collectProcessMetrics } from "./process-metrics.ts";
 export { openStateDirectory } from "./state-directory.ts";

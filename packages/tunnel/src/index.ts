@@ -11,4 +11,5 @@ export * from "./source-prefix.ts";
 export * from "./token.ts";
 export * from "./tunnel-client.ts";
 export * from "./tunnel-server.ts";
+export { abandon } from "./abandon.ts";
 export { onConfirmedEnd } from "./confirmed-end.ts";

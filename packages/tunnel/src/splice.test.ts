@@ -3,6 +3,7 @@ import { once } from "node:events";
 import type { Socket } from "node:net";
 import { afterEach, describe, expect, test } from "vitest";
 import { pollUntil, withDeadline } from "../../../test/support/deadline.ts";
+import { socketEnding } from "../../../test/support/socket-ending.ts";
 import { startTcpServer, type TcpServer } from "../../../test/support/tcp-server.ts";
 import { TunnelEnds, type TunnelEndsOptions } from "../../../test/support/tunnel-ends.ts";
 
@@ -78,6 +79,15 @@ describe("half-close", () => {
     const partner = await ends.connectPartner();
     partner.end("request");
     expect(await resetOf(partner)).toBe("ECONNRESET");
+  });
+
+  test("a slow partner gets all of an answer that is complete when the half-close timeout comes", async () => {
+    const answer = Buffer.alloc(300_000, 1);
+    const ends = await start((socket) => socket.end(answer), { halfCloseTimeoutMs: 100 });
+    const partner = await ends.connectPartner();
+    partner.pause();
+    await withDeadline(ends.connections[0]!.edgeEnd, { what: "timeout" });
+    expect(await socketEnding(partner)).toMatchObject({ how: "end", receivedBytes: answer.length });
   });
 });
 

@@ -13,6 +13,7 @@
 import type { Socket } from "node:net";
 import { ResetCode } from "@sallyport/protocol";
 import { onConfirmedEnd } from "./confirmed-end.ts";
+import { abandon } from "./abandon.ts";
 import { ActivityTimer } from "./activity-timer.ts";
 import type { StreamHandler, TunnelStream } from "./session-driver.ts";
 
@@ -73,6 +74,9 @@ export class Splice implements StreamHandler {
       idleTimeoutMs: options.idleTimeoutMs,
       halfCloseTimeoutMs: options.halfCloseTimeoutMs,
       progress: () => stream.acknowledgedBytes,
+      delivered: () =>
+        (!socket.readableEnded || stream.acknowledgedBytes === this.bytesFromSocket) &&
+        (!socket.writableEnded || socket.writableFinished),
       onIdle: (kind) => {
         this.#abort(kind === "idle" ? ResetCode.idleTimeout : ResetCode.halfCloseTimeout, { type: "timeout", kind });
       },
@@ -200,7 +204,8 @@ export class Splice implements StreamHandler {
 
   onReset(code: number, by: "peer" | "session"): void {
     this.#finish({ type: "streamReset", code, by });
-    this.#socket.resetAndDestroy();
+    if (code === ResetCode.idleTimeout || code === ResetCode.halfCloseTimeout) abandon(this.#socket);
+    else this.#socket.resetAndDestroy();
   }
 
   onFinished(): void {
@@ -225,7 +230,8 @@ export class Splice implements StreamHandler {
     if (this.#ended) return;
     this.#stream.reset(code);
     this.#finish(end);
-    this.#socket.resetAndDestroy();
+    if (end.type === "timeout") abandon(this.#socket);
+    else this.#socket.resetAndDestroy();
   }
 
   #finish(end: SpliceEnd): void {

@@ -1,0 +1,114 @@
+import { once } from "node:events";
+import { readFile, writeFile } from "node:fs/promises";
+import { connect, type Socket } from "node:net";
+import { afterEach, expect, test } from "vitest";
+import { pollUntil, withDeadline } from "../support/deadline.ts";
+import { startEchoServer } from "../support/echo-server.ts";
+import { SallyportPair, type SallyportPairOptions } from "../support/sallyport-pair.ts";
+import { socketEnding } from "../support/socket-ending.ts";
+import { TcpRelay } from "../support/tcp-relay.ts";
+import { startTcpServer } from "../support/tcp-server.ts";
+
+const closers: (() => Promise<unknown>)[] = [];
+afterEach(async () => {
+  for (const close of closers.splice(0).toReversed()) await close();
+});
+
+async function startPair(options: SallyportPairOptions): Promise<SallyportPair> {
+  const pair = await SallyportPair.start(options);
+  closers.push(() => pair.stop());
+  return pair;
+}
+
+function partnerOf(pair: SallyportPair, deployment: string): Socket {
+  const socket = connect({ port: pair.listenerPort(deployment), host: "127.0.0.1", allowHalfOpen: true });
+  socket.on("error", () => undefined);
+  return socket;
+}
+
+async function echo(socket: Socket, text = "ping"): Promise<void> {
+  socket.write(text);
+  const [reply] = (await withDeadline(once(socket, "data"), { what: "echo" })) as [Buffer];
+  expect(reply.toString()).toBe(text);
+}
+
+async function startEcho(): Promise<number> {
+  const target = await startEchoServer();
+  closers.push(() => target.close());
+  return target.port;
+}
+
+test("the record of a connection names what it was connected to, whatever a reload has changed since", async () => {
+  const services = { first: `127.0.0.1:${await startEcho()}`, second: `127.0.0.1:${await startEcho()}` };
+  const pair = await startPair({ services, deployments: [{ name: "moving", target: "first" }] });
+  const partner = partnerOf(pair, "moving");
+  await echo(partner);
+  const { configPath } = pair.edge;
+  await writeFile(configPath, (await readFile(configPath, "utf8")).replace('"target": "first"', '"target": "second"'));
+  await pair.command("edge", ["reload", "--config", configPath]);
+  partner.end();
+  const [record] = await pair.waitForEdgeRecords("moving", 1);
+  expect(record).toMatchObject({ target: "first", address: services.first });
+});
+
+test("while the edge drains, running connections outlive the loss of all links, and nothing new listens", async () => {
+  const relays: TcpRelay[] = [];
+  const pair = await startPair({
+    services: { echo: `127.0.0.1:${await startEcho()}` },
+    deployments: [
+      { name: "running", target: "echo" },
+      { name: "other", target: "echo" },
+    ],
+    publicAddress: async (targetPort) => {
+      const relay = await TcpRelay.start({ targetPort });
+      relays.push(relay);
+      closers.push(() => relay.close());
+      return `127.0.0.1:${relay.port}`;
+    },
+  });
+  const partner = partnerOf(pair, "running");
+  await echo(partner);
+  await pair.command("edge", ["deployment", "stop", "other", "--config", pair.edge.configPath]);
+  pair.edge.process.signal("SIGTERM");
+  await pair.edge.process.waitForLine(/"msg":"draining"/);
+  for (const args of [["deployment", "start", "other"], ["reload"]]) {
+    await expect(pair.command("edge", [...args, "--config", pair.edge.configPath])).rejects.toThrow("is shutting down");
+  }
+  for (const relay of relays) relay.cut();
+  await pair.edge.process.waitForLine(/"msg":"session resumed"/);
+  await echo(partner, "still there");
+  partner.end();
+  expect(await socketEnding(partner)).toMatchObject({ how: "end" });
+  expect((await pair.edge.process.waitForEnd(3_000)).code).toBe(0);
+});
+
+test.for(["edge", "agent"] as const)(
+  "when a defect ends the %s, what it carries is reset and never looks complete",
+  async (program) => {
+    const atTarget: Promise<{ how: string }>[] = [];
+    const target = await startTcpServer((socket) => {
+      socket.write("half of it");
+      atTarget.push(socketEnding(socket));
+    });
+    closers.push(() => target.close());
+    const defect = "process.on('SIGUSR2', () => { throw new Error('defect'); })";
+    process.env.NODE_OPTIONS = `--import=data:text/javascript,${encodeURIComponent(defect)}`;
+    const pair = await startPair({
+      services: { target: `127.0.0.1:${target.port}` },
+      deployments: [
+        { name: "tunnelled", target: "target" },
+        { name: "direct", target: `127.0.0.1:${target.port}`, direct: true },
+      ],
+      edgeConfig: { resumeTimeout: "1s" },
+    }).finally(() => delete process.env.NODE_OPTIONS);
+    const names = program === "edge" ? ["tunnelled", "direct"] : ["tunnelled"];
+    const partners = names.map((name) => partnerOf(pair, name));
+    await Promise.all(partners.map((partner) => withDeadline(once(partner, "data"), { what: "data" })));
+    const endings = partners.map((partner) => socketEnding(partner));
+    await pollUntil(() => (atTarget.length === names.length ? true : undefined), { what: "connections" });
+    pair[program].process.signal("SIGUSR2");
+    expect((await Promise.all(endings)).map(({ how }) => how)).toEqual(names.map(() => "error"));
+    expect((await Promise.all(atTarget)).map(({ how }) => how)).toEqual(names.map(() => "error"));
+    expect((await pair[program].process.waitForEnd(3_000)).code).toBe(70);
+  },
+);
