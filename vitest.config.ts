@@ -6,8 +6,8 @@ const alias = Object.fromEntries(
 );
 
 /**
- * Three projects. `unit` stands beside the code and in `test/` and resolves packages to their source, so that it needs
- * no build. `e2e` and `real` start the built programs as processes.
+ * `unit` stands beside the code and in `test/` and resolves packages to their source, so that it needs no build. The
+ * others start the built programs as processes. `fault` and `soak` take minutes and are no part of `npm test`.
  */
 export default defineConfig({
   test: {
@@ -37,6 +37,26 @@ export default defineConfig({
           testTimeout: 180_000,
           hookTimeout: 120_000,
           fileParallelism: false,
+        },
+      },
+      {
+        resolve: { alias },
+        test: {
+          name: "fault",
+          include: ["test/fault/**/*.test.ts"],
+          testTimeout: 180_000,
+          hookTimeout: 60_000,
+          fileParallelism: false,
+        },
+      },
+      {
+        resolve: { alias },
+        test: {
+          name: "soak",
+          include: ["test/soak/**/*.test.ts"],
+          // A day: the test itself knows how long it runs.
+          testTimeout: 86_400_000,
+          hookTimeout: 60_000,
         },
       },
     ],

@@ -1,6 +1,6 @@
-// Sums vitest's JSON reports: `node scripts/count-tests.mjs REPORT[:EXCLUDED_FOLDER]…`. The last line on stdout is
-// `N passed, N failed, N skipped`. Exits with 1 when a test failed, when a report is missing, or when a test file of the
-// tree, outside of the excluded folder, ran no test: a suite that tests nothing must not pass.
+// Sums vitest's JSON reports: `node scripts/count-tests.mjs REPORT[=FOLDER][:EXCLUDED_FOLDER,…]…`. The last line on stdout
+// is `N passed, N failed, N skipped`. Exits with 1 when a test failed, when a report is missing, or when a test file of the
+// tree, or of the report's folder, outside of the excluded folders, ran no test: a suite that tests nothing must not pass.
 import { readdirSync, readFileSync } from "node:fs";
 import { relative, sep } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -16,9 +16,8 @@ const testFiles = ["packages", "test"].flatMap((folder) =>
 const total = { passed: 0, failed: 0, skipped: 0 };
 const faults = [];
 for (const argument of process.argv.slice(2)) {
-  const separator = argument.lastIndexOf(":");
-  const [reportPath, excluded] =
-    separator < 0 ? [argument] : [argument.slice(0, separator), argument.slice(separator + 1)];
+  const [, reportPath, folder = "", excluded] = /^([^=]*?)(?:=([^:]*))?(?::([^:\\]*))?$/.exec(argument);
+  const excludedFolders = excluded?.split(",") ?? [];
   let report;
   try {
     report = JSON.parse(readFileSync(reportPath, "utf8"));
@@ -39,7 +38,7 @@ for (const argument of process.argv.slice(2)) {
     ranPerFile.set(relative(root, name).split(sep).join("/"), passed + failed);
   }
   for (const file of testFiles) {
-    if (excluded !== undefined && file.startsWith(excluded)) continue;
+    if (!file.startsWith(folder) || excludedFolders.some((prefix) => file.startsWith(prefix))) continue;
     if ((ranPerFile.get(file) ?? 0) === 0) faults.push(`${reportPath}: ${file}: ran no test`);
   }
 }

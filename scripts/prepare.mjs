@@ -5,9 +5,13 @@ import { fileURLToPath } from "node:url";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 if (existsSync(`${root}/node_modules/typescript/package.json`)) {
-  const { status } = spawnSync(process.execPath, ["node_modules/typescript/bin/tsc", "-b", "packages/edge", "packages/agent"], {
-    cwd: root,
-    stdio: "inherit",
-  });
+  const { status } = spawnSync(
+    process.execPath,
+    ["node_modules/typescript/bin/tsc", "-b", "packages/edge", "packages/agent"],
+    {
+      cwd: root,
+      stdio: "inherit",
+    },
+  );
   process.exitCode = status ?? 1;
 }

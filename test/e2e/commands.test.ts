@@ -69,6 +69,11 @@ test.each(["edge", "agent"] as const)("the %s tells its version", async (program
   });
 });
 
+test.each(["edge", "agent"] as const)("a reload by command stands in the log of the %s", async (program) => {
+  expect(await run(program, "reload")).toEqual({ code: 0, stdout: "reloaded\n", stderr: "" });
+  await pair[program].process.waitForLine(/"msg":"configuration reloaded"/);
+});
+
 test("a connection is killed by the id that both ends list", async () => {
   const socket = connect(pair.listenerPort("echo"), "127.0.0.1");
   const ending = socketEnding(socket);

@@ -231,14 +231,14 @@ const commands: readonly [Program, readonly (readonly [command: string, cases: r
     "edge",
     [
       ["check", edgeFiles],
-      ["serve", edgeFiles.slice(0, 7)],
+      ["serve", edgeFiles.slice(3, 6)],
     ],
   ],
   [
     "agent",
     [
       ["check", agentFiles],
-      ["run", agentFiles.slice(-4)],
+      ["run", agentFiles.slice(-2)],
     ],
   ],
 ];

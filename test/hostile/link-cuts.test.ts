@@ -109,6 +109,8 @@ test("an agent that is killed costs its fifty partners a reset, and is back with
   pair.agent.process.signal("SIGKILL");
   await pair.agent.process.waitForEnd();
   const killedAt = performance.now();
+  // Until the edge has heard of it, a connection may still be given to the agent that is gone; then it is refused at once.
+  await pair.edge.process.waitForLine(/"msg":"agent lost; session waits"/);
   const refusedAt = performance.now();
   const refused = connect({ port, host: "127.0.0.1" });
   expect(await socketEnding(refused)).toMatchObject({ how: "error", code: "ECONNRESET" });

@@ -200,6 +200,17 @@ export class RawEdge {
       .filter(({ msg }) => msg === message);
   }
 
+  /** As `said`, once there are `count` of them. */
+  heard(message: string, count: number): Promise<Record<string, unknown>[]> {
+    return pollUntil(
+      () => {
+        const lines = this.said(message);
+        return lines.length >= count ? lines : undefined;
+      },
+      { what: `${count} lines "${message}"` },
+    );
+  }
+
   async stop(): Promise<void> {
     await this.#agent?.stop();
     for (const { webSocket } of this.links) webSocket.terminate();

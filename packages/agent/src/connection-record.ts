@@ -2,6 +2,7 @@
  * The record of one connection to a target, written once at its end. Every OPEN has one, served or refused. The id is the
  * one in the edge's record; `partner` and `deployment` are what the edge claims.
  */
+import { LineRate } from "@sallyport/host";
 import type { Ending } from "@sallyport/tunnel";
 import type { Logger } from "pino";
 
@@ -35,18 +36,11 @@ const REFUSED_BURST = 200;
 const REFUSED_PER_SECOND = 20;
 
 export class RecordWriter {
-  /** Records of refused OPENs that were left out so far. */
-  suppressed = 0;
   readonly #log: Logger;
-  readonly #now: () => number;
-  #tokens = REFUSED_BURST;
-  #at: number;
-  #untold = 0;
+  readonly #refused = new LineRate({ burst: REFUSED_BURST, perSecond: REFUSED_PER_SECOND });
 
-  constructor(log: Logger, now: () => number = () => performance.now()) {
+  constructor(log: Logger) {
     this.#log = log;
-    this.#now = now;
-    this.#at = now();
   }
 
   ended(facts: ConnectionFacts, ending: Ending): void {
@@ -58,19 +52,9 @@ export class RecordWriter {
    * is written with the next.
    */
   refused(facts: ConnectionFacts, ending: Ending): void {
-    const now = this.#now();
-    this.#tokens = Math.min(REFUSED_BURST, this.#tokens + ((now - this.#at) / 1_000) * REFUSED_PER_SECOND);
-    this.#at = now;
-    if (this.#tokens < 1) {
-      this.suppressed += 1;
-      this.#untold += 1;
-      return;
-    }
-    this.#tokens -= 1;
-    if (this.#untold > 0) {
-      this.#log.warn({ count: this.#untold }, "records of refused connections left out");
-      this.#untold = 0;
-    }
+    const leftOut = this.#refused.admit();
+    if (leftOut === undefined) return;
+    if (leftOut > 0) this.#log.warn({ count: leftOut }, "records of refused connections left out");
     this.#log.warn({ ...facts, code: ending.code, reason: ending.reason }, "connection");
   }
 }

@@ -77,8 +77,9 @@ export class TargetConnection implements StreamHandler {
   readonly #decision: Decision | undefined;
   readonly #start = performance.now();
   readonly #abort = new AbortController();
-  /** Bounded by the initial credit of the stream. */
-  #early: Uint8Array[] = [];
+  /** What came before the target was connected: one buffer, however small the pieces. Bounded by the initial credit. */
+  #early = Buffer.alloc(0);
+  #earlyBytes = 0;
   #earlyEnd = false;
   #splice: Splice | undefined;
   #address: string | undefined;
@@ -207,7 +208,8 @@ export class TargetConnection implements StreamHandler {
     });
     this.#splice = splice;
     if (this.#endedAt !== undefined) return;
-    for (const bytes of this.#early.splice(0)) splice.onData(bytes);
+    if (this.#earlyBytes > 0) splice.onData(this.#early.subarray(0, this.#earlyBytes));
+    this.#early = Buffer.alloc(0);
     if (this.#earlyEnd) splice.onEnd();
     stream.handOver(splice);
     splice.start();
@@ -237,7 +239,7 @@ export class TargetConnection implements StreamHandler {
   #endWith(record: () => void): void {
     if (this.#endedAt !== undefined) return;
     this.#endedAt = performance.now();
-    this.#early = [];
+    this.#early = Buffer.alloc(0);
     record();
     this.#events.onEnded(this);
   }
@@ -250,7 +252,14 @@ export class TargetConnection implements StreamHandler {
 
   onData(bytes: Uint8Array): void {
     // A copy, because the view would keep the whole message in memory.
-    this.#early.push(new Uint8Array(bytes));
+    const needed = this.#earlyBytes + bytes.length;
+    if (needed > this.#early.length) {
+      const larger = Buffer.allocUnsafeSlow(Math.max(needed, 2 * this.#early.length));
+      larger.set(this.#early.subarray(0, this.#earlyBytes));
+      this.#early = larger;
+    }
+    this.#early.set(bytes, this.#earlyBytes);
+    this.#earlyBytes = needed;
   }
 
   onEnd(): void {

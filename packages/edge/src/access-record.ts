@@ -2,9 +2,9 @@
  * The record of one partner connection, written once at its end, and in between for a long one. Every connection has
  * one, served or refused.
  */
+import { LineRate } from "@sallyport/host";
 import type { Ending } from "@sallyport/tunnel";
 import type { Logger } from "pino";
-import { LineRate } from "./line-rate.ts";
 
 /** The facts of a connection; undefined ones are left out of the record. Times are milliseconds since it was accepted. */
 export interface ConnectionFacts {

@@ -11,6 +11,7 @@ import {
   fileDescriptorLimit,
   ExitCode,
   Failure,
+  LineRate,
   type Logger,
   listenFailure,
   ObservabilityServer,
@@ -31,7 +32,6 @@ import { Deployment, type DeploymentContext, type DeploymentSettings } from "./d
 import { deploymentSettings, ipFilters } from "./deployment-settings.ts";
 import type { IpFilter } from "./ip-filter.ts";
 import type { Listener } from "./listener.ts";
-import { LineRate } from "./line-rate.ts";
 import { registerEdgeMetrics } from "./metrics.ts";
 
 /** Keys that are read at start only; a reload that changes them says so. */
@@ -147,7 +147,11 @@ export class Edge {
    * tunnel certificates. Connections that are not concerned are not touched. @throws Failure; nothing has changed then
    */
   async reload(): Promise<{ restartNeeded: string[] }> {
-    return this.#inTurn(() => this.#reload());
+    const result = await this.#inTurn(() => this.#reload());
+    const { restartNeeded } = result;
+    if (restartNeeded.length === 0) this.log.info("configuration reloaded");
+    else this.log.warn({ restartNeeded }, "configuration reloaded; some keys take effect after a restart");
+    return result;
   }
 
   /** With `drain`, running connections have `drainTimeout` to finish; `stop` again without it cuts them at once. */

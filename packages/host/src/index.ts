@@ -77,6 +77,7 @@ export {
 } from "./admin-server.ts";
 export { program } from "./command-line.ts";
 export { withFileLock } from "./file-lock.ts";
+export { LineRate } from "./line-rate.ts";
 export { NotRunning } from "./not-running.ts";
 export { listenFailure } from "./listen-failure.ts";
 export { createLogger, droppedLogLines, flushLog, type Logger, type LoggerOptions } from "./log.ts";
