@@ -20,6 +20,7 @@ import { type RunResult, runProcess, runSuccessfully } from "../support/child-pr
 import { findFreePort } from "../support/free-port.ts";
 import { makeTempDir, type TempDir } from "../support/temp-dir.ts";
 import { testCertificate } from "../support/tunnel-ends.ts";
+import { inPairs } from "./in-pairs.ts";
 
 const root = fileURLToPath(new URL("../../", import.meta.url));
 type Program = "edge" | "agent";
@@ -37,7 +38,7 @@ function run(program: Program, args: readonly string[], input?: string | Buffer)
     command: process.execPath,
     args: [join(root, `packages/${program}/bin/sallyport-${program}.js`), ...args],
     cwd: directory.path,
-    timeoutMs: 15_000,
+    timeoutMs: 30_000,
     ...(input === undefined ? {} : { input }),
   });
 }
@@ -247,16 +248,13 @@ describe.each(
   commands.flatMap(([program, entries]) => entries.map(([command, cases]) => ({ program, command, cases }))),
 )("sallyport-$program $command", ({ program, command, cases }) => {
   test("says what is wrong with a configuration, binds nothing and ends", async () => {
-    for (let at = 0; at < cases.length; at += 2) {
-      const pairs = cases.slice(at, at + 2).map(async ([what, text, code, line]) => {
-        const ended = lineOf(await run(program, [command, "--config", await fileWith(text())]));
-        expect([what, ended.code]).toEqual([what, code]);
-        expect(ended.line).toMatch(line);
-      });
-      await Promise.all(pairs);
-    }
+    await inPairs(cases, async ([what, text, code, line]) => {
+      const ended = lineOf(await run(program, [command, "--config", await fileWith(text())]));
+      expect([what, ended.code]).toEqual([what, code]);
+      expect(ended.line).toMatch(line);
+    });
     await expectNothingBound();
-  }, 30_000);
+  }, 90_000);
 });
 
 describe("what cannot be bound", () => {
@@ -316,22 +314,20 @@ describe("command lines", () => {
 
   test("that are wrong end with one line that repeats no value", async () => {
     const good = await fileWith(edgeConfig());
-    const outcomes = await Promise.all(
-      lines.map(async ([program, args]) => {
-        const { code, line } = lineOf(
-          await run(
-            program,
-            args.map((arg) => (arg === "GOOD" ? good : arg)),
-          ),
-        );
-        return [program, ...args, code, line].join(" ");
-      }),
-    );
+    const outcomes = await inPairs(lines, async ([program, args]) => {
+      const { code, line } = lineOf(
+        await run(
+          program,
+          args.map((arg) => (arg === "GOOD" ? good : arg)),
+        ),
+      );
+      return [program, ...args, code, line].join(" ");
+    });
     const wrong = outcomes.filter(
       (outcome, at) => !outcome.includes(` ${lines[at]![2]} error: `) || !lines[at]![3].test(outcome),
     );
     expect(wrong).toEqual([]);
-  }, 30_000);
+  }, 90_000);
 });
 
 describe("sallyport-agent join", () => {
@@ -352,18 +348,15 @@ describe("sallyport-agent join", () => {
 
   test("takes nothing but a pairing line, and writes nothing otherwise", async () => {
     const out = join(directory.path, "never.credentials");
-    for (let at = 0; at < inputs.length; at += 2) {
-      const pairs = inputs.slice(at, at + 2).map(async ([what, input, line]) => {
-        const result = await run("agent", ["join", "--out", out], input());
-        expect(result.stderr).not.toContain(pairing.token);
-        const ended = lineOf(result);
-        expect([what, ended.code]).toEqual([what, 64]);
-        expect(ended.line).toMatch(line);
-      });
-      await Promise.all(pairs);
-    }
+    await inPairs(inputs, async ([what, input, line]) => {
+      const result = await run("agent", ["join", "--out", out], input());
+      expect(result.stderr).not.toContain(pairing.token);
+      const ended = lineOf(result);
+      expect([what, ended.code]).toEqual([what, 64]);
+      expect(ended.line).toMatch(line);
+    });
     expect(await readdir(directory.path)).not.toContain("never.credentials");
-  }, 30_000);
+  }, 90_000);
 
   function flip(line: string): string {
     const at = Math.floor(line.length / 2);
@@ -406,18 +399,16 @@ describe("a credentials file", () => {
   ];
 
   test("that is not what join wrote is refused, and nothing of it is shown", async () => {
-    const outcomes = await Promise.all(
-      broken.map(async ([what, text, mode, code, line], at) => {
-        const path = join(directory.path, `broken-${at}.credentials`);
-        await writeFile(path, text());
-        await chmod(path, mode);
-        const config = await fileWith(agentConfig({ edges: [{ credentialsFile: path }] }));
-        const result = await run("agent", [at % 2 === 0 ? "check" : "run", "--config", config]);
-        expect(result.stderr).not.toContain(pairing.token);
-        const ended = lineOf(result);
-        return ended.code === code && line.test(ended.line) ? "refused" : `${what}: ${ended.code} ${ended.line}`;
-      }),
-    );
+    const outcomes = await inPairs([...broken.entries()], async ([at, [what, text, mode, code, line]]) => {
+      const path = join(directory.path, `broken-${at}.credentials`);
+      await writeFile(path, text());
+      await chmod(path, mode);
+      const config = await fileWith(agentConfig({ edges: [{ credentialsFile: path }] }));
+      const result = await run("agent", [at % 2 === 0 ? "check" : "run", "--config", config]);
+      expect(result.stderr).not.toContain(pairing.token);
+      const ended = lineOf(result);
+      return ended.code === code && line.test(ended.line) ? "refused" : `${what}: ${ended.code} ${ended.line}`;
+    });
     expect(outcomes).toEqual(broken.map(() => "refused"));
-  }, 30_000);
+  }, 90_000);
 });

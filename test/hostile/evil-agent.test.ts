@@ -11,6 +11,7 @@ import { pollUntil, withDeadline } from "../support/deadline.ts";
 import { startEchoServer } from "../support/echo-server.ts";
 import { findFreePort } from "../support/free-port.ts";
 import { SallyportPair } from "../support/sallyport-pair.ts";
+import { drainedOrClosed } from "../support/socket-drain.ts";
 import { socketEnding } from "../support/socket-ending.ts";
 import type { TcpServer } from "../support/tcp-server.ts";
 import { HonestPartner } from "./honest-partner.ts";
@@ -343,7 +344,7 @@ describe("floods", () => {
       agent.send(...burst);
       sent += burst.length;
       stalled.drained = !agent.socket.writableNeedDrain;
-      if (!stalled.drained) await Promise.race([once(agent.socket, "drain"), agent.ended]).catch(() => undefined);
+      if (!stalled.drained) await drainedOrClosed(agent.socket);
       else await new Promise((resolve) => setImmediate(resolve));
     }
     expect(sent).toBeGreaterThan(10_000);
@@ -360,9 +361,7 @@ describe("floods", () => {
     );
     const endsAt = performance.now() + 3_000;
     while (performance.now() < endsAt && !agent.socket.destroyed) {
-      if (!agent.socket.write(pings)) {
-        await Promise.race([once(agent.socket, "drain"), once(agent.socket, "close")]).catch(() => undefined);
-      }
+      if (!agent.socket.write(pings)) await drainedOrClosed(agent.socket);
     }
     expect((await residentBytes()) - before).toBeLessThan(64 * 1_048_576);
     agent.destroy();

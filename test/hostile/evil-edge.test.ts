@@ -11,6 +11,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import type { Frame } from "../../packages/protocol/src/index.ts";
 import { runProcess } from "../support/child-process.ts";
 import { startEchoServer } from "../support/echo-server.ts";
+import { drainedOrClosed } from "../support/socket-drain.ts";
 import type { TcpServer } from "../support/tcp-server.ts";
 import { makeTempDir, type TempDir } from "../support/temp-dir.ts";
 import { control, fields, malformedFrames, validFrames } from "./malformed-frames.ts";
@@ -333,7 +334,7 @@ describe("floods", () => {
     const endsAt = performance.now() + 3_000;
     while (performance.now() < endsAt && !link.socket.destroyed) {
       if (link.socket.write(pings)) continue;
-      await Promise.race([once(link.socket, "drain"), once(link.socket, "close")]).catch(() => undefined);
+      await drainedOrClosed(link.socket);
     }
     const next = await edge.link(2);
     const frames = Array.from({ length: 2_000 }, (_, token): Frame => ({ type: "ping", token }));

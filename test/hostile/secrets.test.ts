@@ -23,6 +23,7 @@ import { startEchoServer } from "../support/echo-server.ts";
 import { SallyportPair } from "../support/sallyport-pair.ts";
 import { socketEnding } from "../support/socket-ending.ts";
 import type { TcpServer } from "../support/tcp-server.ts";
+import { inPairs } from "./in-pairs.ts";
 
 const root = fileURLToPath(new URL("../../", import.meta.url));
 const programs = {
@@ -325,13 +326,3 @@ describe("a pair's secrets", () => {
     for (const file of files) expect([file, found(await readFile(file, "latin1"))]).toEqual([file, []]);
   });
 });
-
-/** As `Promise.all`, with two at a time, which is what two processors can do. */
-async function inPairs<Item, Result>(
-  items: readonly Item[],
-  act: (item: Item) => Promise<Result>,
-): Promise<readonly Result[]> {
-  const results: Result[] = [];
-  for (let at = 0; at < items.length; at += 2) results.push(...(await Promise.all(items.slice(at, at + 2).map(act))));
-  return results;
-}

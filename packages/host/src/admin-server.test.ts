@@ -110,7 +110,7 @@ describe.skipIf(process.platform === "win32")("the admin socket", () => {
     expect(await failed).toMatchObject({ exitCode: 69 });
   });
 
-  test("that a dead process left is replaced", async () => {
+  async function leaveDeadSocket(): Promise<void> {
     const child: ChildProcess = spawn(process.execPath, [
       "-e",
       `require("net").createServer().listen(${JSON.stringify(adminAddress(stateDir))}, () => console.log("ready"))`,
@@ -119,8 +119,24 @@ describe.skipIf(process.platform === "win32")("the admin socket", () => {
     child.kill("SIGKILL");
     await once(child, "exit");
     expect(await readdir(stateDir)).toEqual(["admin.sock"]);
+  }
+
+  test("that a dead process left is replaced", async () => {
+    await leaveDeadSocket();
     await server.listen();
     await expect(adminRequest(target(), { method: "GET", path: "/status" })).resolves.toEqual({ name: "edge-1" });
+  });
+
+  test("that a dead process left goes to one of several that start at once", async () => {
+    await leaveDeadSocket();
+    const others = [1, 2, 3].map(() => new AdminServer({ stateDir, routes }));
+    try {
+      const results = await Promise.allSettled([server, ...others].map((each) => each.listen()));
+      expect(results.filter(({ status }) => status === "fulfilled")).toHaveLength(1);
+      await expect(adminRequest(target(), { method: "GET", path: "/status" })).resolves.toEqual({ name: "edge-1" });
+    } finally {
+      for (const other of others) await other.close();
+    }
   });
 
   test("of a living process is not taken", async () => {

@@ -8,6 +8,7 @@ import { connect } from "node:net";
 import type { z } from "zod";
 import { adminAddress } from "./admin-address.ts";
 import { errorFacts, ExitCode, Failure, systemFailure } from "./failure.ts";
+import { withFileLock } from "./file-lock.ts";
 
 /** Requests are names and options; nothing of ours comes near. */
 const MAX_BODY_BYTES = 64 * 1024;
@@ -93,27 +94,9 @@ export class AdminServer {
       if (errorFacts(error).code !== "EADDRINUSE") {
         throw systemFailure(error, this.address, "listen on the admin socket");
       }
-      if (process.platform === "win32" || (await this.#isAlive())) {
-        throw new Failure(
-          ExitCode.unavailable,
-          this.address,
-          "another process uses this state directory; stop it, or give each its own stateDir",
-        );
-      }
-      try {
-        // A file that is no socket refuses connections as well, and is not ours to remove.
-        if (!(await lstat(this.address)).isSocket()) {
-          throw new Failure(
-            ExitCode.configuration,
-            this.address,
-            "is in the way of the admin socket; move it elsewhere",
-          );
-        }
-        await unlink(this.address);
-        await this.#bind();
-      } catch (again) {
-        throw again instanceof Failure ? again : systemFailure(again, this.address, "listen on the admin socket");
-      }
+      if (process.platform === "win32") throw this.#inUse();
+      // Of two that find the socket of a dead process, the later must not remove what the earlier has made.
+      await withFileLock(this.address, () => this.#takeOver());
     }
     // Running out of descriptors fails an accept; the next one may work.
     this.#server.on("error", ignore);
@@ -146,6 +129,28 @@ export class AdminServer {
         }
       }
     });
+  }
+
+  async #takeOver(): Promise<void> {
+    if (await this.#isAlive()) throw this.#inUse();
+    try {
+      // A file that is no socket refuses connections as well, and is not ours to remove.
+      if (!(await lstat(this.address)).isSocket()) {
+        throw new Failure(ExitCode.configuration, this.address, "is in the way of the admin socket; move it elsewhere");
+      }
+      await unlink(this.address);
+      await this.#bind();
+    } catch (error) {
+      throw error instanceof Failure ? error : systemFailure(error, this.address, "listen on the admin socket");
+    }
+  }
+
+  #inUse(): Failure {
+    return new Failure(
+      ExitCode.unavailable,
+      this.address,
+      "another process uses this state directory; stop it, or give each its own stateDir",
+    );
   }
 
   /** Whether somebody accepts on the socket. One that may not be asked counts as alive. */
