@@ -97,7 +97,7 @@ export class Session {
 
   /** Bounded by `maxStreams`; a stream whose RESET is not answered yet counts. */
   readonly #streams = new Map<number, Stream>();
-  /** Bounded by the caller: at most 16, as HELLO says. */
+  /** Bounded by the caller: at most 16, as HELLO says, and as many that are about to replace them. */
   readonly #links = new Map<number, LinkState>();
   readonly #events: SessionEvent[] = [];
   #eventHead = 0;
