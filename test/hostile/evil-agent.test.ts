@@ -415,14 +415,14 @@ describe("a session", () => {
     expect(await owner.awaitFrame("pong", ({ token }) => token === 7)).toBeDefined();
   });
 
-  test("has at most 16 links", async () => {
+  test("has at most 32 links: 16, and as many that replace them", async () => {
     const first = await RawAgent.greeted(evil, { links: 16 });
     const { session } = await first.awaitFrame("welcome");
-    for (let link = 2; link <= 16; link++) await RawAgent.greeted(evil, { session, process: first.process });
+    for (let link = 2; link <= 32; link++) await RawAgent.greeted(evil, { session, process: first.process });
     const last = await RawAgent.connect(evil);
     last.hello({ session, process: first.process });
     expect(await last.closeCode()).toBe(4403);
-    expect(await edgeMetric(/^edge_tunnel_links{client="evil"}/)).toBe(16);
+    expect(await edgeMetric(/^edge_tunnel_links{client="evil"}/)).toBe(32);
   });
 
   test("is one of at most 64 of a client", async () => {

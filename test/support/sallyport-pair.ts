@@ -12,6 +12,8 @@ export interface PairDeployment {
   readonly target: string;
   /** The edge dials the target itself. Default: through the tunnel. */
   readonly direct?: boolean;
+  /** What happens while no agent is connected. Default: connections are reset at once. */
+  readonly hold?: object;
 }
 
 export interface SallyportPairOptions {
@@ -226,11 +228,12 @@ export class SallyportPair {
         listen: `127.0.0.1:${this.listenerPort(name)}`,
         ipFilter: "loopback",
       })),
-      deployments: this.#options.deployments.map(({ name, target, direct }) => ({
+      deployments: this.#options.deployments.map(({ name, target, direct, hold }) => ({
         name,
         listener: name,
         target,
         ...(direct === true ? {} : { via: { tunnel: "dmz", client: "lan" } }),
+        hold: hold ?? { timeout: "0s" },
         startup: "auto",
       })),
       metrics: { listen: `127.0.0.1:${metricsPort}` },

@@ -147,6 +147,7 @@ export class Agent {
           },
           heartbeat: { intervalMs: config.heartbeat.interval, timeoutMs: config.heartbeat.timeout },
           backoff: { minMs: config.reconnect.min, maxMs: config.reconnect.max },
+          renewLinksMs: config.renewLinks,
           onOpen: (edge, open, stream) => this.connections.serve(edge, open, stream),
           log: this.log,
         }),

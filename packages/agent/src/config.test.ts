@@ -51,6 +51,7 @@ test("a small file has every default", () => {
     stateDir: "/var/lib/sallyport-agent",
     edges: [{ credentialsFile: "c" }],
     links: 2,
+    renewLinks: 3_600_000,
     services: new Map(),
     allow: [{ text: "db:1", subject: { type: "name", name: "db" }, ports: { first: 1, last: 1 } }],
     timeouts: { connect: 5_000, idle: 3_600_000, halfClose: 30_000 },

@@ -132,6 +132,11 @@ export const agentConfigSchema = z
         }
       })
       .describe("The edges that this agent serves, each on its own."),
+    renewLinks: duration({ max: "24d" })
+      .prefault("1h")
+      .describe(
+        "How old a link may become before another replaces it, unseen by connections: load balancers cut old ones. 0s: any age.",
+      ),
     links: count({ max: 16 }).default(2).describe("Connections to each edge; streams move to another when one dies."),
     // A map, not an object: `constructor` must not be found in it by accident.
     services: z

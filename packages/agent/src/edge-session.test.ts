@@ -47,6 +47,7 @@ interface AgentOptions {
   readonly connect?: (signal: AbortSignal) => Promise<LinkTransport>;
   readonly maxStreams?: number;
   readonly random?: () => number;
+  readonly renewLinksMs?: number;
 }
 
 /** An agent's session with `edge`, and the connections that it serves. */
@@ -85,6 +86,7 @@ function startAgent(edge: { port: number } & Partial<HandWrittenEdge>, options: 
     },
     heartbeat: { intervalMs: 10_000, timeoutMs: 25_000 },
     backoff: { minMs: 20, maxMs: 50, ...(options.random === undefined ? {} : { random: options.random }) },
+    ...(options.renewLinksMs === undefined ? {} : { renewLinksMs: options.renewLinksMs }),
     onOpen: (name, open, stream) => connections.serve(name, open, stream),
     log,
   });
@@ -180,6 +182,60 @@ describe("an agent's links", () => {
     opened.stream.end();
     expect(await withDeadline(opened.end, { what: "end" })).toBe("finished");
     expect(session).toMatchObject({ links: 1, sessionsStarted: 1 });
+  });
+});
+
+describe("links that are renewed", () => {
+  it.each([1, 2])("are unseen by a running transfer, with %i of them", async (links) => {
+    const target = await startTarget((socket) => socket.pipe(socket));
+    const edge = await startEdge();
+    const { session } = startAgent(edge, {
+      links,
+      renewLinksMs: 40,
+      services: { echo: `127.0.0.1:${target.port}` },
+    });
+    await edge.connected({ links });
+    const opened = edge.open("echo");
+    await opened.answer;
+    const sent: Buffer[] = [];
+    await pollUntil(
+      () => {
+        const piece = Buffer.from(`piece ${sent.length} `);
+        sent.push(piece);
+        opened.stream.write(piece);
+        expect(edge.session.driver.session.linkCount).toBeGreaterThanOrEqual(1);
+        return edge.hellos.length >= links * 6 || undefined;
+      },
+      { what: "five renewals of each link" },
+    );
+    opened.stream.end();
+    expect(await withDeadline(opened.end, { what: "end" })).toBe("finished");
+    expect(opened.received().toString()).toBe(Buffer.concat(sent).toString());
+    expect(edge.sessions).toHaveLength(1);
+    expect([session.sessionsStarted, session.linksLost]).toEqual([1, 0]);
+    expect([...said("link lost"), ...said("last link lost; session waits")]).toEqual([]);
+  });
+
+  it("stay when their successor cannot be made, and make way when it can", async () => {
+    const edge = await startEdge();
+    let refuse = false;
+    const { session } = startAgent(edge, {
+      links: 1,
+      renewLinksMs: 40,
+      connect: async (signal) => {
+        if (refuse) throw new TunnelConnectError("refused");
+        return connectTo(edge, signal);
+      },
+    });
+    await edge.connected({ links: 1 });
+    refuse = true;
+    await pollUntil(() => (session.connectFailures.get("refused") ?? 0) >= 3 || undefined, { what: "three attempts" });
+    expect(session.links).toBe(1);
+    const hellos = edge.hellos.length;
+    refuse = false;
+    await pollUntil(() => edge.hellos.length > hellos + 1 || undefined, { what: "renewed" });
+    await pollUntil(() => session.links === 1 || undefined, { what: "one link" });
+    expect([edge.sessions.length, session.linksLost]).toEqual([1, 0]);
   });
 });
 

@@ -47,6 +47,8 @@ export interface EdgeSessionOptions {
   readonly hello: Omit<Hello, "session">;
   readonly heartbeat: { readonly intervalMs: number; readonly timeoutMs: number };
   readonly backoff?: BackoffOptions;
+  /** A link is replaced after this long, in milliseconds; 0 or left out: never. */
+  readonly renewLinksMs?: number;
   /** An OPEN of this edge, whose name comes first. */
   readonly onOpen: (edge: string, open: Open, stream: TunnelStream) => StreamHandler | undefined;
   readonly log: Logger;
@@ -102,10 +104,12 @@ export class EdgeSession {
   readonly #log: Logger;
   readonly #stop = new AbortController();
   readonly #failure = new RepeatedFailure();
-  /** At most one for each slot. */
+  /** At most two for each slot, while one replaces another. */
   readonly #links = new Set<Link>();
-  /** Hear when their link has closed; at most one for each slot. */
+  /** Hear when their link has closed; at most two for each slot, while one link replaces another. */
   readonly #onLinkClosed = new Map<Link, (end: LinkEnd) => void>();
+  /** Links whose time is over, by slot; each goes on until its successor carries the session. */
+  readonly #outgoing = new Map<number, Link>();
   /** Slots that wait for a session; at most one entry for each. */
   #waiting: (() => void)[] = [];
   #slots: Promise<void>[] = [];
@@ -252,13 +256,16 @@ export class EdgeSession {
     const end = new Promise<Outcome>((resolve) => {
       if (this.#stop.signal.aborted || !this.#mayDial(slot)) {
         // The session that it was to join has ended meanwhile.
-        link.onClosed = () => resolve({ livedMs: 0, floorMs: 0 });
+        link.onClosed = () => {
+          this.#links.delete(link);
+          resolve({ livedMs: 0, floorMs: 0 });
+        };
         link.destroy();
         return;
       }
-      this.#greet(link, resolve);
+      this.#greet(slot, link, resolve);
     });
-    return end.finally(() => this.#links.delete(link));
+    return end;
   }
 
   #connectFailed(error: unknown): Outcome {
@@ -274,26 +281,30 @@ export class EdgeSession {
 
   // ── greeting ──
 
-  #greet(link: Link, resolve: (outcome: Outcome) => void): void {
+  #greet(slot: number, link: Link, resolve: (outcome: Outcome) => void): void {
     const joined = this.#current;
     greet(
       link,
       { ...this.#options.hello, session: joined?.id ?? "" },
       {
         timeoutMs: WELCOME_TIMEOUT_MS,
-        onGreeting: (welcome) => this.#welcomed({ link, joined, welcome, resolve }),
-        onFailed: (end) => resolve(this.#greetingFailed(end, joined)),
+        onGreeting: (welcome) => this.#welcomed({ slot, link, joined, welcome, resolve }),
+        onFailed: (end) => {
+          this.#links.delete(link);
+          resolve(this.#greetingFailed(end, joined));
+        },
       },
     );
   }
 
   #welcomed(options: {
+    slot: number;
     link: Link;
     joined: Current | undefined;
     welcome: Welcome;
     resolve: (outcome: Outcome) => void;
   }): void {
-    const { link, joined, welcome, resolve } = options;
+    const { slot, link, joined, welcome, resolve } = options;
     if (joined !== this.#current || this.#stop.signal.aborted) {
       // It ended while the edge answered; the slot starts over.
       link.close(CloseCode.drain, "session has ended");
@@ -303,16 +314,31 @@ export class EdgeSession {
     const current = joined ?? this.#begin(welcome);
     const resumed = joined !== undefined && joined.driver.session.linkCount === 0;
     const attachedAt = performance.now();
+    const renewal = this.#renewLater(() => {
+      this.#outgoing.set(slot, link);
+      resolve({ livedMs: performance.now() - attachedAt, floorMs: undefined });
+    });
     this.#onLinkClosed.set(link, (end) => {
+      clearTimeout(renewal);
       resolve({ livedMs: performance.now() - attachedAt, floorMs: floorOf(closeReason(end.code ?? 0)) });
     });
     this.#failure.clear();
     current.driver.attach(link);
+    const predecessor = this.#outgoing.get(slot);
+    this.#outgoing.delete(slot);
+    // Its streams are on other links before it closes.
+    if (predecessor !== undefined) current.driver.retire(predecessor);
     const facts = { edge: current.edge, session: head(current.id), links: this.links };
     if (joined === undefined) this.#log.info(facts, "connected");
     else if (resumed) this.#log.info({ ...facts, streams: this.streams }, "session resumed");
     else this.#log.debug(facts, "link joined");
     this.#wakeSlots();
+  }
+
+  /** Links that are made together are not renewed together. */
+  #renewLater(renew: () => void): NodeJS.Timeout | undefined {
+    const { renewLinksMs = 0 } = this.#options;
+    return renewLinksMs === 0 ? undefined : setTimeout(renew, renewLinksMs * (0.9 + Math.random() * 0.1));
   }
 
   #greetingFailed(end: LinkEnd, joined: Current | undefined): Outcome {
@@ -360,8 +386,11 @@ export class EdgeSession {
   }
 
   #linkClosed(current: Current, link: Link, end: LinkEnd): void {
-    this.linksLost += 1;
-    if (current === this.#current) {
+    this.#links.delete(link);
+    for (const [slot, outgoing] of this.#outgoing) if (outgoing === link) this.#outgoing.delete(slot);
+    const isRenewed = end.code === CloseCode.renewed;
+    if (!isRenewed) this.linksLost += 1;
+    if (current === this.#current && !isRenewed) {
       if (endsSession.has(end.code ?? 0)) {
         current.driver.close(closeCodeOf(end.code), end.reason);
       } else {

@@ -123,7 +123,7 @@ export function registerAgentMetrics(registry: Registry, source: AgentMetricsSou
   });
   new Counter({
     name: "agent_tunnel_links_lost_total",
-    help: "Links that closed, for whatever reason.",
+    help: "Links that closed, for whatever reason but renewal.",
     labelNames: ["edge"],
     registers,
     collect() {

@@ -32,7 +32,7 @@ export class AgentSession {
   readonly process: string;
   readonly driver: SessionDriver;
   readonly connectedAt = new Date();
-  /** Which token each link was authenticated with, for revocation. At most 16 links. */
+  /** Which token each link was authenticated with, for revocation. At most `MAX_LINKS`. */
   readonly tokenOfLink = new Map<Link, string>();
 
   constructor(options: { id: string; via: Via; hello: Hello; driver: SessionDriver }) {
@@ -81,7 +81,10 @@ interface Arrival {
 
 /** HELLO follows the upgrade at once; a peer that is silent now is cut. */
 const HELLO_TIMEOUT_MS = 5_000;
-const MAX_LINKS = 16;
+/** 16 links of a session, and as many that are about to replace them. */
+const MAX_LINKS = 32;
+/** How long an agent has to show that it lives, when another process presents its name. */
+const PROBE_TIMEOUT_MS = 3_000;
 /** A session that ends with one of these was ended by us, because its peer broke the protocol. */
 const violations: ReadonlySet<number> = new Set([CloseCode.protocol, CloseCode.tooLarge, CloseCode.budget]);
 const MAX_SESSIONS_PER_CLIENT = 64;
@@ -209,17 +212,45 @@ export class AgentSessions {
     // While the edge drains, running streams still need links.
     if (hello.session !== "") return this.#join(arrival, hello);
     if (this.#draining) return link.close(CloseCode.drain, "edge is shutting down");
-    let ofClient = 0;
+    const rivals: AgentSession[] = [];
     for (const other of this.#sessions.values()) {
       if (other.client !== peer.client) continue;
-      ofClient += 1;
       // The process begins anew, or another process took the name of one that is gone.
       const isSameName = other.agent === hello.agent && other.tunnel === tunnel;
       if (other.process === hello.process || (isSameName && other.links === 0)) {
         other.driver.close(CloseCode.replaced, "replaced by a new session");
-        ofClient -= 1;
+      } else if (isSameName) {
+        rivals.push(other);
       }
     }
+    if (rivals.length === 0) this.#found(arrival, hello);
+    else void this.#probe(link, rivals).then((isFree) => isFree && this.#hello(arrival, hello));
+  }
+
+  /**
+   * Another process has the name of agents that seem to live. One that answers keeps its name, and the newcomer is
+   * refused; one that does not is replaced. Resolves with whether the newcomer may begin.
+   */
+  async #probe(link: Link, rivals: readonly AgentSession[]): Promise<boolean> {
+    // Nothing may come before WELCOME, and the link may close while it waits.
+    link.onMessage = () => link.close(CloseCode.protocol, "message before welcome");
+    link.onClosed = () => undefined;
+    const alive = await Promise.all(rivals.map((rival) => rival.driver.probe(PROBE_TIMEOUT_MS)));
+    if (link.dead) return false;
+    const survivor = rivals.find((rival, at) => alive[at] && this.#sessions.has(rival.id));
+    if (survivor !== undefined) {
+      this.#options.log.warn(this.#names(survivor), "another process presents the name of an agent that is connected");
+      link.close(CloseCode.replaced, "the agent's name is in use by a process that is alive");
+      return false;
+    }
+    for (const rival of rivals) rival.driver.close(CloseCode.replaced, "replaced: it did not answer");
+    // Whoever else took the name meanwhile is asked in turn.
+    return true;
+  }
+
+  #found({ link, peer, tunnel }: Arrival, hello: Hello): void {
+    let ofClient = 0;
+    for (const { client } of this.#sessions.values()) if (client === peer.client) ofClient += 1;
     if (ofClient >= MAX_SESSIONS_PER_CLIENT) return link.close(CloseCode.policy, "too many agents of this client");
     const session = this.#start({ tunnel, client: peer.client }, hello);
     this.#attach(session, { link, peer, resumed: false });
@@ -280,7 +311,9 @@ export class AgentSessions {
       },
       onLinkClosed: (link, end) => {
         session.tokenOfLink.delete(link);
-        this.counters.linksLost += 1;
+        if (end.code !== CloseCode.renewed) this.counters.linksLost += 1;
+        // An agent that says goodbye does not return: nobody waits for it.
+        if (end.code === CloseCode.drain && session.links === 0) driver.close(CloseCode.drain, "agent has left");
         log.info({ ...this.#names(session), code: end.code, reason: end.reason, links: session.links }, "link closed");
       },
       onEnded: (code, reason) => {

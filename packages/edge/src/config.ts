@@ -108,6 +108,15 @@ const deployment = z.strictObject({
     .enum(["auto", "manual"])
     .default("auto")
     .describe("Whether it listens as soon as the edge runs, or on command."),
+  hold: z
+    .strictObject({
+      timeout: duration({ max: "1h" })
+        .prefault("10s")
+        .describe("How long a connection waits for an agent while none is connected. 0s: it is reset at once."),
+      max: count().default(1_000).describe("How many connections wait at the same time."),
+    })
+    .prefault({})
+    .describe("Accept and hold: what happens to connections while no agent of the client is connected."),
   timeouts: timeoutOverrides(),
 });
 

@@ -24,6 +24,7 @@ export function deploymentSettings(config: EdgeConfig, filters: ReadonlyMap<stri
       directTarget: deployment.via === undefined ? splitTarget(deployment.target) : undefined,
       via: deployment.via,
       startup: deployment.startup,
+      hold: { timeoutMs: deployment.hold.timeout, max: deployment.hold.max },
       timeouts: { connectMs: timeouts.connect, idleMs: timeouts.idle, halfCloseMs: timeouts.halfClose },
     };
   });

@@ -9,6 +9,7 @@ import type { Logger } from "pino";
 import type { ConnectionFacts, RecordWriter } from "./access-record.ts";
 import type { Admission, AdmissionCounter } from "./admission.ts";
 import type { AgentSessions } from "./agent-sessions.ts";
+import { HoldQueue, type HoldSettings } from "./hold-queue.ts";
 import type { IpFilter } from "./ip-filter.ts";
 import { Listener } from "./listener.ts";
 import { PartnerConnection, type Refusal } from "./partner-connection.ts";
@@ -36,6 +37,7 @@ export interface DeploymentSettings {
   readonly directTarget: { readonly host: string; readonly port: number } | undefined;
   readonly via: { readonly tunnel: string; readonly client: string } | undefined;
   readonly startup: "auto" | "manual";
+  readonly hold: HoldSettings;
   readonly timeouts: { readonly connectMs: number; readonly idleMs: number; readonly halfCloseMs: number };
 }
 
@@ -50,6 +52,7 @@ export class Deployment {
   readonly connections = new Set<PartnerConnection>();
   /** Of ended connections, except `accepted`; they only grow. */
   readonly counters = { accepted: 0, bytesIn: 0, bytesOut: 0, refused: {} as Partial<Record<Refusal, number>> };
+  readonly holdQueue: HoldQueue;
   readonly counter: { active: number; maxConnections: number | undefined };
   #listener: Listener | undefined;
   #drainTimer: NodeJS.Timeout | undefined;
@@ -59,6 +62,7 @@ export class Deployment {
     this.name = settings.name;
     this.settings = settings;
     this.context = context;
+    this.holdQueue = new HoldQueue(settings.hold);
     this.counter = { active: 0, maxConnections: settings.listener.maxConnections } satisfies AdmissionCounter;
   }
 
@@ -81,6 +85,12 @@ export class Deployment {
   get ready(): boolean {
     const { via } = this.settings;
     return this.state === "running" && (via === undefined || this.context.sessions.pick(via) !== undefined);
+  }
+
+  /** Serves connections that wait for an agent, if there is one now. */
+  serveHeld(): void {
+    const { via } = this.settings;
+    if (via !== undefined) this.holdQueue.serve(() => this.context.sessions.pick(via) !== undefined);
   }
 
   /** Bytes of all connections so far, the live ones included. */
@@ -119,6 +129,7 @@ export class Deployment {
   adopt(settings: DeploymentSettings, listener: Listener | undefined): void {
     const wasRunning = this.#listener !== undefined;
     this.settings = settings;
+    this.holdQueue.settings = settings.hold;
     this.counter.maxConnections = settings.listener.maxConnections;
     this.#listener = listener;
     if (listener === undefined) return;
@@ -143,6 +154,7 @@ export class Deployment {
       this.#listener = undefined;
       this.context.log.info({ deployment: this.name, mode: mode.type }, "deployment stopped");
     }
+    this.holdQueue.clear();
     if (mode.type === "cut") {
       this.cut(ResetCode.killed);
       return;

@@ -80,8 +80,10 @@ export class Edge {
       heartbeatIntervalMs: config.heartbeat.interval,
       heartbeatTimeoutMs: config.heartbeat.timeout,
       resumeTimeoutMs: config.resumeTimeout,
+      onChange: () => {
+        for (const deployment of this.deployments.values()) deployment.serveHeld();
+      },
       maxConnections: () => this.config.limits.maxConnections,
-      onChange: () => undefined,
       onViolation: (remoteAddress) => {
         for (const tunnel of this.tunnels.values()) tunnel.punish(remoteAddress, "protocol");
       },

@@ -62,6 +62,30 @@ export function registerEdgeMetrics(registry: Registry, edge: Edge): void {
     },
   });
   new Gauge({
+    name: "edge_connections_held",
+    help: "Partner connections that wait because no agent is connected.",
+    labelNames: listenerLabels,
+    registers,
+    collect() {
+      this.reset();
+      for (const deployment of edge.deployments.values()) this.set(labelsOf(deployment), deployment.holdQueue.size);
+    },
+  });
+  new Counter({
+    name: "edge_connections_held_total",
+    help: "Partner connections that had to wait for an agent; `expired` are those that waited in vain.",
+    labelNames: [...listenerLabels, "result"],
+    registers,
+    collect() {
+      this.reset();
+      for (const deployment of edge.deployments.values()) {
+        const { held, expired } = deployment.holdQueue.counters;
+        this.inc({ ...labelsOf(deployment), result: "held" }, held);
+        this.inc({ ...labelsOf(deployment), result: "expired" }, expired);
+      }
+    },
+  });
+  new Gauge({
     name: "edge_deployment_running",
     help: "1 while the deployment listens.",
     labelNames: ["deployment"],
@@ -130,7 +154,7 @@ export function registerEdgeMetrics(registry: Registry, edge: Edge): void {
   });
   new Counter({
     name: "edge_tunnel_links_lost_total",
-    help: "Links that closed, for whatever reason.",
+    help: "Links that closed, for whatever reason but renewal.",
     registers,
     collect() {
       this.reset();

@@ -20,6 +20,7 @@ import type { Via } from "./agent-sessions.ts";
 import type { Admitted } from "./admission.ts";
 import { nextConnectionId } from "./connection-id.ts";
 import type { Deployment, DeploymentSettings } from "./deployment.ts";
+import type { Held } from "./hold-queue.ts";
 import { Relay } from "./relay.ts";
 
 /** What a refusal at admission is called in records and metrics. */
@@ -56,6 +57,8 @@ const AGENT_GRACE_MS = 1_000;
 
 type Way =
   | { readonly type: "none" }
+  /** No agent is there; the connection waits for one. */
+  | { readonly type: "held"; readonly held: Held }
   | { readonly type: "dialling"; readonly controller: AbortController }
   | { readonly type: "relay"; readonly relay: Relay }
   | { readonly type: "splice"; readonly splice: Splice };
@@ -149,8 +152,10 @@ export class PartnerConnection {
       case "relay":
         way.relay.abort(code);
         return;
+      case "held":
       case "dialling":
       case "none":
+        if (way.type === "held") this.deployment.holdQueue.remove(way.held);
         this.#finish(endingOf({ type: "aborted", code }, { side: "edge", connected: false }));
         this.#socket.resetAndDestroy();
         if (way.type === "dialling") way.controller.abort();
@@ -210,8 +215,8 @@ export class PartnerConnection {
       },
     );
     if (typeof opened === "string") {
-      this.#finish(opened === "streamLimit" ? Ended.limit : Ended.noAgent);
-      this.#socket.resetAndDestroy();
+      if (opened === "streamLimit") this.#giveUp(Ended.limit);
+      else this.#hold(via, target);
       return;
     }
     this.#openedAt = performance.now();
@@ -224,6 +229,25 @@ export class PartnerConnection {
       }, settings.timeouts.connectMs + AGENT_GRACE_MS);
     }
     splice.start();
+  }
+
+  #hold(via: Via, target: string): void {
+    const held: Held = {
+      serve: () => {
+        this.#way = { type: "none" };
+        this.#open(via, target);
+      },
+      expire: () => this.#giveUp(Ended.noAgentInTime),
+    };
+    const refusal = this.deployment.holdQueue.add(held);
+    if (refusal === undefined) this.#way = { type: "held", held };
+    else this.#giveUp(refusal === "full" ? Ended.holdFull : Ended.noAgent);
+  }
+
+  /** Ends a connection that was never connected. */
+  #giveUp(ending: Ending): void {
+    this.#finish(ending);
+    this.#socket.resetAndDestroy();
   }
 
   // ── directly ──
@@ -269,8 +293,7 @@ export class PartnerConnection {
         this.#socket.removeListener("close", onGone);
         if (!(error instanceof DialError)) throw error;
         this.#address = error.address;
-        this.#finish(dialEndings[error.reason]);
-        this.#socket.resetAndDestroy();
+        this.#giveUp(dialEndings[error.reason]);
       },
     );
   }

@@ -63,6 +63,8 @@ export function resetReason(code: number): ResetReason {
 export const CloseCode = {
   /** Finish what runs; nothing is wrong. */
   drain: 4000,
+  /** This link alone has ended, because another replaces it; the session goes on. */
+  renewed: 4001,
   /** The peer broke the protocol. */
   protocol: 4400,
   /** The token was revoked or the client is no longer declared. */

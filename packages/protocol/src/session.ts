@@ -97,7 +97,7 @@ export class Session {
 
   /** Bounded by `maxStreams`; a stream whose RESET is not answered yet counts. */
   readonly #streams = new Map<number, Stream>();
-  /** Bounded by the caller: at most 16, as HELLO says. */
+  /** Bounded by the caller: at most 16, as HELLO says, and as many that are about to replace them. */
   readonly #links = new Map<number, LinkState>();
   readonly #events: SessionEvent[] = [];
   #eventHead = 0;
@@ -362,6 +362,18 @@ export class Session {
     if (link === undefined) return;
     if (!this.#writeControl(link, writer, now)) return;
     this.#writeData(link, writer);
+  }
+
+  /** When anything was heard last, on whatever link; 0 without links. */
+  get lastReceivedAt(): number {
+    let last = 0;
+    for (const link of this.#links.values()) last = Math.max(last, link.lastReceivedAt);
+    return last;
+  }
+
+  /** Asks the peer for a sign of life on every link, besides the heartbeats. */
+  probe(): void {
+    for (const link of this.#links.values()) link.owesPing = true;
   }
 
   // ── time ───────────────────────────────────────────────────────────────────────────────────────────────────────

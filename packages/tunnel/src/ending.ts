@@ -5,7 +5,7 @@
  * First letter, who or what ended it: `-` normal, `C` the partner aborted, `S` the target aborted or refused, `c` and
  * `s` a timeout while waiting for the partner or the target, `P` a rule of ours, `R` a limit or a lack of resources,
  * `K` an operator, `D` no agent to reach the target, `L` our own shutdown, `I` a bug or a violation.
- * Second letter, in which phase: `-` after the end, `A` at admission, `C` while connecting, `D` while bytes flowed,
+ * Second letter, in which phase: `-` after the end, `A` at admission, `Q` while waiting for an agent, `C` while connecting, `D` while bytes flowed,
  * `X` in the tunnel.
  */
 import { type ResetReason, resetReason } from "@sallyport/protocol";
@@ -34,6 +34,8 @@ export const Ended = {
   killed: { code: "KD", reason: "killed by operator" },
   shutdown: { code: "LD", reason: "shutdown" },
   sessionLost: { code: "DX", reason: "tunnel session lost" },
+  noAgentInTime: { code: "DQ", reason: "no agent connected in time" },
+  holdFull: { code: "RQ", reason: "too many connections wait for an agent" },
   noAgent: { code: "DX", reason: "no agent connected" },
   violation: { code: "IX", reason: "protocol violation" },
   internal: { code: "IX", reason: "internal error" },

@@ -82,7 +82,8 @@ export class Link {
    * ready for the next. Does nothing while a write is under way.
    */
   write(fill: (writer: FrameWriter) => void): void {
-    if (this.#dead || this.#writing) return;
+    // Behind a close frame of the peer nothing may follow; what is left goes out on another link.
+    if (this.#dead || this.#writing || this.#webSocket.readyState !== this.#webSocket.OPEN) return;
     const writer = this.#writer;
     writer.clear();
     fill(writer);

@@ -143,6 +143,24 @@ export class SessionDriver {
     this.#arm();
   }
 
+  /** Closes a link of this end's own accord; its streams continue on the others, so there should be another. */
+  retire(link: Link): void {
+    if (!this.#links.delete(link.id)) return;
+    this.session.detach(link.id, performance.now());
+    link.close(CloseCode.renewed, "link renewed");
+    this.#dispatch();
+    this.wake();
+  }
+
+  /** Sends a sign of life on every link and resolves with whether anything was heard within `timeoutMs`. */
+  async probe(timeoutMs: number): Promise<boolean> {
+    const before = this.session.lastReceivedAt;
+    this.session.probe();
+    this.wake();
+    await new Promise((resolve) => setTimeout(resolve, timeoutMs));
+    return !this.session.ended && this.session.lastReceivedAt > before;
+  }
+
   /** Edge: opens a stream. The handler hears of everything that follows. */
   open(request: OpenRequest, handler: (stream: TunnelStream) => StreamHandler): TunnelStream | OpenRefusal {
     const id = this.session.open(request);

@@ -1,0 +1,62 @@
+import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
+import { type Held, HoldQueue } from "./hold-queue.ts";
+
+const events: string[] = [];
+const held = (name: string): Held => ({
+  serve: () => void events.push(`${name} served`),
+  expire: () => void events.push(`${name} expired`),
+});
+
+describe("a hold queue", () => {
+  beforeEach(() => {
+    vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout", "performance"] });
+    events.length = 0;
+  });
+  afterEach(() => void vi.useRealTimers());
+
+  test("serves in the order of arrival", () => {
+    const queue = new HoldQueue({ timeoutMs: 1_000, max: 10 });
+    for (const name of ["a", "b", "c"]) queue.add(held(name));
+    queue.serve(() => true);
+    expect(events).toEqual(["a served", "b served", "c served"]);
+    expect([queue.size, vi.getTimerCount()]).toEqual([0, 0]);
+  });
+
+  test("stops serving when the agent is gone again, and keeps the rest in order", () => {
+    const queue = new HoldQueue({ timeoutMs: 1_000, max: 10 });
+    for (const name of ["a", "b", "c"]) queue.add(held(name));
+    queue.serve(() => events.length < 1);
+    queue.serve(() => true);
+    expect(events).toEqual(["a served", "b served", "c served"]);
+  });
+
+  test("gives up each connection after its own timeout", () => {
+    const queue = new HoldQueue({ timeoutMs: 1_000, max: 10 });
+    queue.add(held("a"));
+    vi.advanceTimersByTime(600);
+    queue.add(held("b"));
+    vi.advanceTimersByTime(399);
+    expect(events).toEqual([]);
+    vi.advanceTimersByTime(2);
+    expect(events).toEqual(["a expired"]);
+    vi.advanceTimersByTime(600);
+    expect(events).toEqual(["a expired", "b expired"]);
+    expect(vi.getTimerCount()).toBe(0);
+  });
+
+  test("refuses when it is full or off", () => {
+    const queue = new HoldQueue({ timeoutMs: 1_000, max: 1 });
+    expect(queue.add(held("a"))).toBeUndefined();
+    expect(queue.add(held("b"))).toBe("full");
+    queue.settings = { timeoutMs: 0, max: 1 };
+    expect(queue.add(held("c"))).toBe("off");
+  });
+
+  test("forgets a connection that was ended while it waited", () => {
+    const queue = new HoldQueue({ timeoutMs: 1_000, max: 2 });
+    const gone = held("gone");
+    queue.add(gone);
+    queue.remove(gone);
+    expect([queue.size, vi.getTimerCount()]).toEqual([0, 0]);
+  });
+});

@@ -1,0 +1,182 @@
+import { once } from "node:events";
+import { readFile, writeFile } from "node:fs/promises";
+import { connect, type Socket } from "node:net";
+import { join } from "node:path";
+import { afterEach, describe, expect, test } from "vitest";
+import { TestProcess } from "../support/child-process.ts";
+import { pollUntil, withDeadline } from "../support/deadline.ts";
+import { startEchoServer } from "../support/echo-server.ts";
+import { SallyportPair } from "../support/sallyport-pair.ts";
+import { socketEnding } from "../support/socket-ending.ts";
+import { startTcpServer, type TcpServer } from "../support/tcp-server.ts";
+
+const open: { pair?: SallyportPair; targets: TcpServer[]; processes: TestProcess[] } = { targets: [], processes: [] };
+
+afterEach(async () => {
+  for (const process of open.processes.splice(0)) {
+    process.signal("SIGCONT");
+    await process.stop();
+  }
+  await open.pair?.stop();
+  for (const target of open.targets.splice(0)) await target.close();
+});
+
+async function startPair(hold: object, target?: TcpServer): Promise<SallyportPair> {
+  const server = target ?? (await startEchoServer());
+  open.targets.push(server);
+  open.pair = await SallyportPair.start({
+    services: { service: `127.0.0.1:${server.port}` },
+    deployments: [{ name: "only", target: "service", hold }],
+    agentConfig: { renewLinks: "0s" },
+  });
+  return open.pair;
+}
+
+function connectPartner(pair: SallyportPair): Socket {
+  const socket = connect({ port: pair.listenerPort("only"), host: "127.0.0.1", allowHalfOpen: true });
+  socket.on("error", () => undefined);
+  return socket;
+}
+
+async function echoes(socket: Socket, text: string): Promise<void> {
+  socket.write(text);
+  const [reply] = (await withDeadline(once(socket, "data"), { what: "echo" })) as [Buffer];
+  expect(reply.toString()).toBe(text);
+}
+
+async function edgeJson<T>(pair: SallyportPair, ...args: string[]): Promise<T> {
+  return JSON.parse(await pair.command("edge", [...args, "--json", "--config", pair.edge.configPath])) as T;
+}
+
+interface Status {
+  readonly agents: { agent: string; streams: number; links: number; session: string }[];
+}
+
+/** Waits until the edge tells `count` held connections. */
+async function untilHeld(pair: SallyportPair, count: number): Promise<void> {
+  await pollUntil(
+    async () =>
+      (await pair.edgeMetrics()).includes(`edge_connections_held{listener="only",deployment="only"} ${count}`)
+        ? true
+        : undefined,
+    { what: `${count} held connections` },
+  );
+}
+
+/** One more agent process of the same client, with a name of its own or the same. */
+async function startAgent(pair: SallyportPair, name: string): Promise<TestProcess> {
+  const config = JSON.parse(await readFile(pair.agent.configPath, "utf8")) as Record<string, unknown>;
+  const stateDir = join(pair.directory, `state-${open.processes.length}`);
+  const path = join(pair.directory, `agent-${open.processes.length}.yaml`);
+  await writeFile(path, JSON.stringify({ ...config, name, stateDir, metrics: undefined }), { mode: 0o600 });
+  const program = new URL("../../packages/agent/bin/sallyport-agent.js", import.meta.url).pathname;
+  const node = process.env["SALLYPORT_TEST_NODE"] ?? process.execPath;
+  const agent = await TestProcess.start({ command: node, args: [program, "run", "--config", path] });
+  open.processes.push(agent);
+  return agent;
+}
+
+describe("while no agent is connected", () => {
+  test("connections wait, and are served in their order when it returns", async () => {
+    const order: string[] = [];
+    const target = await startTcpServer((socket) => {
+      socket.once("data", (chunk: Buffer) => {
+        order.push(chunk.toString());
+        socket.end("served");
+      });
+    });
+    const pair = await startPair({ timeout: "20s" }, target);
+    await pair.agent.process.stop();
+    const partners: Socket[] = [];
+    for (let at = 0; at < 5; at += 1) {
+      const partner = connectPartner(pair);
+      await once(partner, "connect");
+      partner.end(`${at}`);
+      partners.push(partner);
+      await untilHeld(pair, at + 1);
+    }
+    expect(target.acceptedConnections).toBe(0);
+    await pair.restartAgent();
+    for (const partner of partners) expect((await socketEnding(partner)).how).toBe("end");
+    expect(order).toEqual(["0", "1", "2", "3", "4"]);
+    const records = await pair.waitForEdgeRecords("only", 5);
+    for (const record of records) expect(record).toMatchObject({ code: "--", bytesIn: 1, bytesOut: 6 });
+    await untilHeld(pair, 0);
+  });
+
+  test("they are reset when they have waited for the timeout, and beyond the most that may wait at once", async () => {
+    const pair = await startPair({ timeout: "300ms", max: 1 });
+    await pair.agent.process.stop();
+    const waits = connectPartner(pair);
+    await untilHeld(pair, 1);
+    expect(await socketEnding(connectPartner(pair))).toMatchObject({ how: "error", code: "ECONNRESET" });
+    expect(await socketEnding(waits)).toMatchObject({ how: "error", code: "ECONNRESET" });
+    const codes = (await pair.waitForEdgeRecords("only", 2)).map(({ code }) => code);
+    expect(codes).toEqual(["RQ", "DQ"]);
+  });
+
+  test("they are reset at once when nothing may wait", async () => {
+    const pair = await startPair({ timeout: "0s" });
+    await pair.agent.process.stop();
+    expect(await socketEnding(connectPartner(pair))).toMatchObject({ how: "error", code: "ECONNRESET" });
+    expect((await pair.waitForEdgeRecords("only", 1))[0]).toMatchObject({ code: "DX" });
+  });
+
+  test("a stop of the edge does not wait for them", async () => {
+    const pair = await startPair({ timeout: "1m" });
+    await pair.agent.process.stop();
+    const waits = connectPartner(pair);
+    await untilHeld(pair, 1);
+    pair.edge.process.signal("SIGTERM");
+    expect((await socketEnding(waits)).how).toBe("error");
+    expect((await pair.edge.process.waitForEnd(3_000)).code).toBe(0);
+  });
+});
+
+describe("replicas", () => {
+  test("share the streams, and when one leaves the other serves", async () => {
+    const pair = await startPair({ timeout: "0s" });
+    const second = await startAgent(pair, "agent-two");
+    const agents = async () => (await edgeJson<Status>(pair, "status")).agents;
+    await pollUntil(async () => ((await agents()).length === 2 ? true : undefined), { what: "two agents" });
+    const partners = Array.from({ length: 8 }, () => connectPartner(pair));
+    for (const partner of partners) await echoes(partner, "x");
+    expect((await agents()).map(({ streams }) => streams)).toEqual([4, 4]);
+    for (const partner of partners) partner.destroy();
+    await second.stop();
+    await pollUntil(async () => ((await agents()).length === 1 ? true : undefined), { what: "one agent" });
+    const last = connectPartner(pair);
+    await echoes(last, "still served");
+    last.destroy();
+  });
+
+  test("a second process with the name of one that answers is refused", async () => {
+    const pair = await startPair({ timeout: "0s" });
+    const partner = connectPartner(pair);
+    await echoes(partner, "before");
+    await startAgent(pair, "agent-under-test");
+    await pair.edge.process.waitForLine(/another process presents the name/);
+    await echoes(partner, "unharmed");
+    expect((await edgeJson<Status>(pair, "status")).agents).toHaveLength(1);
+    partner.destroy();
+  });
+
+  test("a second process replaces the first when the first does not answer, and its streams are reset", async () => {
+    const pair = await startPair({ timeout: "0s" });
+    const partner = connectPartner(pair);
+    await echoes(partner, "before");
+    const [before] = (await edgeJson<Status>(pair, "status")).agents;
+    pair.agent.process.signal("SIGSTOP");
+    await startAgent(pair, "agent-under-test");
+    expect(await socketEnding(partner)).toMatchObject({ how: "error", code: "ECONNRESET" });
+    const after = await pollUntil(
+      async () => (await edgeJson<Status>(pair, "status")).agents.find(({ links }) => links > 0),
+      { what: "the new agent" },
+    );
+    expect(after.session).not.toBe(before!.session);
+    const next = connectPartner(pair);
+    await echoes(next, "served by the new one");
+    next.destroy();
+    pair.agent.process.signal("SIGCONT");
+  });
+});
