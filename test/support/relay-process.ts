@@ -15,26 +15,28 @@ const program = fileURLToPath(new URL("relay-program.mjs", import.meta.url));
 export class RelayProcess {
   readonly port: number;
   readonly #targetPort: number;
+  readonly #host: string;
   #child: ChildProcess | undefined;
   /** Who waits for the answer to an order, in the order of the orders. */
   #waiting: ((answer: string) => void)[] = [];
 
-  private constructor(port: number, targetPort: number) {
-    this.port = port;
-    this.#targetPort = targetPort;
+  private constructor(options: { port: number; host: string; targetPort: number }) {
+    this.port = options.port;
+    this.#host = options.host;
+    this.#targetPort = options.targetPort;
   }
 
-  static async start(targetPort: number): Promise<RelayProcess> {
-    const relay = new RelayProcess(await findFreePort(), targetPort);
+  /** The relay listens on `host` (default 127.0.0.1); the target is always on 127.0.0.1. */
+  static async start(targetPort: number, host = "127.0.0.1"): Promise<RelayProcess> {
+    const relay = new RelayProcess({ port: await findFreePort(host), host, targetPort });
     await relay.revive();
     return relay;
   }
 
   /** Starts the process, after `kill` again, on the same port. */
   async revive(): Promise<void> {
-    const child = spawn(process.execPath, [program, String(this.port), "127.0.0.1", String(this.#targetPort)], {
-      stdio: ["pipe", "pipe", "inherit"],
-    });
+    const args = [this.#host, String(this.port), "127.0.0.1", String(this.#targetPort)];
+    const child = spawn(process.execPath, [program, ...args], { stdio: ["pipe", "pipe", "inherit"] });
     this.#child = child;
     // Orders to a process that is being killed go nowhere; their deadline tells.
     child.stdin.on("error", () => undefined);

@@ -1,5 +1,5 @@
 // A TCP relay as a process of its own, so that a test can kill it and so that its work is not the test's:
-// `node relay-program.mjs LISTEN_PORT TARGET_HOST TARGET_PORT`. Orders come as lines on the standard input and are
+// `node relay-program.mjs LISTEN_HOST LISTEN_PORT TARGET_HOST TARGET_PORT`. Orders come as lines on the standard input and are
 // answered by one line `done ORDER CONNECTIONS` when they are carried out:
 //
 //   cut       resets every connection, in both directions
@@ -10,7 +10,7 @@
 import { connect, createServer } from "node:net";
 import { createInterface } from "node:readline";
 
-const [listenPort, targetHost, targetPort] = process.argv.slice(2);
+const [listenHost, listenPort, targetHost, targetPort] = process.argv.slice(2);
 /** Each entry is the two sockets of a connection; one that stalls stays until either side closes it. */
 const connections = new Set();
 let isHole = false;
@@ -48,7 +48,7 @@ const server = createServer({ allowHalfOpen: true, noDelay: true, pauseOnConnect
   }
   if (!isHole) join(connection);
 });
-server.listen(Number(listenPort), "127.0.0.1", () => console.log("ready"));
+server.listen(Number(listenPort), listenHost, () => console.log("ready"));
 
 const orders = {
   cut() {

@@ -1,0 +1,199 @@
+/**
+ * Streams whose readers stop, and small streams beside bulk ones. Load and targets are processes of their own, so that
+ * what is measured is the product's work and not the test's.
+ *
+ * `SALLYPORT_FAULT_LATENCY=1` adds the comparison of an echo beside bulk streams with an idle one, whose figures mean
+ * something on a machine with nothing else to do only.
+ */
+import { setTimeout as delay } from "node:timers/promises";
+import { afterEach, describe, expect, test } from "vitest";
+import { EchoProbe } from "../support/echo-probe.ts";
+import { metric } from "../support/metric.ts";
+import { processUsage } from "../support/process-usage.ts";
+import { quantile } from "../support/quantile.ts";
+import { SallyportPair } from "../support/sallyport-pair.ts";
+import { TrafficPartners, TrafficTarget } from "../support/traffic.ts";
+import type { TrafficKind } from "../support/traffic.ts";
+
+const MEBIBYTE = 1024 ** 2;
+/** The window of every stream, which bounds what an end keeps of it in either direction. */
+const WINDOW_BYTES = 256 * 1024;
+/**
+ * What the runtime may keep besides: garbage that was not collected yet (a young generation is two semi-spaces of up to
+ * 16 MiB, and buffers outside the heap live as long as their handles), and pages that the allocator does not give back.
+ */
+const RUNTIME_SLACK_BYTES = 16 * MEBIBYTE;
+const OTHER_STREAMS = 50;
+const ROUNDS = 4;
+const ROUND_MS = 1_000;
+/** One piece that was read from a socket may go beyond the window of its stream. */
+const CHUNK_BYTES = 64 * 1024;
+const MAX_HONEST_P99_MS = 250;
+const ECHO_EVERY_MS = 10;
+
+let closers: (() => Promise<void> | void)[] = [];
+afterEach(async () => {
+  for (const close of closers.toReversed()) await close();
+  closers = [];
+});
+
+async function startRig() {
+  const target = await TrafficTarget.start();
+  closers.push(() => target.close());
+  const echoTarget = await TrafficTarget.start();
+  closers.push(() => echoTarget.close());
+  const pair = await SallyportPair.start({
+    services: { bulk: `127.0.0.1:${target.port}`, echo: `127.0.0.1:${echoTarget.port}` },
+    deployments: [
+      { name: "bulk", target: "bulk" },
+      { name: "echo", target: "echo" },
+    ],
+    edgeConfig: {
+      limits: { maxConnections: 5_000, maxConnectionsPerSource: 5_000 },
+      // A target that is a busy process of one thread may accept late.
+      timeouts: { connect: "30s" },
+    },
+    agentConfig: { timeouts: { connect: "30s" } },
+  });
+  closers.push(() => pair.stop());
+  const partners = await TrafficPartners.start(pair.listenerPort("bulk"));
+  closers.push(() => partners.stop());
+  return { pair, partners };
+}
+
+interface Memory {
+  readonly edgeBytes: number;
+  readonly agentBytes: number;
+}
+
+async function residentMemory(pair: SallyportPair): Promise<Memory> {
+  const [edge, agent] = await Promise.all([processUsage(pair.edge.process.pid), processUsage(pair.agent.process.pid)]);
+  return { edgeBytes: edge.residentBytes, agentBytes: agent.residentBytes };
+}
+
+/** Resolves when no byte has moved for a second: every buffer between the two ends is full. */
+async function standstill(pair: SallyportPair): Promise<void> {
+  const endsAt = performance.now() + 90_000;
+  let lastMoved = -1;
+  for (;;) {
+    const [edge, agent] = await Promise.all([pair.edgeMetrics(), pair.agentMetrics()]);
+    const moved = metric(edge, "edge_bytes_total") + metric(agent, "agent_bytes_total");
+    if (moved === lastMoved && moved > 0) return;
+    if (performance.now() > endsAt) throw new Error("bytes still move");
+    lastMoved = moved;
+    await delay(1_000);
+  }
+}
+
+async function heldBytes(pair: SallyportPair): Promise<Memory> {
+  const [edge, agent] = await Promise.all([pair.edgeMetrics(), pair.agentMetrics()]);
+  return {
+    edgeBytes: metric(edge, "edge_tunnel_held_bytes"),
+    agentBytes: metric(agent, "agent_tunnel_held_bytes"),
+  };
+}
+
+/** Round trips of one 64-byte echo after the other, `ECHO_EVERY_MS` apart. */
+async function roundTrips(probe: EchoProbe, durationMs: number): Promise<number[]> {
+  const trips: number[] = [];
+  const endsAt = performance.now() + durationMs;
+  while (performance.now() < endsAt) {
+    const [trip] = await Promise.all([probe.roundTrip(64, 10_000), delay(ECHO_EVERY_MS)]);
+    trips.push(trip);
+  }
+  return trips;
+}
+
+const figures = (trips: readonly number[]): string =>
+  [0.5, 0.9, 0.99, 1].map((q) => quantile(trips, q).toFixed(1)).join(" ");
+
+/** The direction of the honest streams is that of the stalled ones. */
+const table = [
+  { who: "a partner", stalled: "pull-none", honest: "pull", many: 1_000 },
+  // Fewer, since every one of them first fills megabytes of the kernel's buffers.
+  { who: "a target", stalled: "push-none", honest: "push", many: 300 },
+] as const;
+
+describe.each(table)("$who that stops reading", ({ stalled, honest, many }) => {
+  test("costs each end two windows at the most", async () => {
+    const { pair, partners } = await startRig();
+    // What the runtime takes once and for all is taken before.
+    await partners.open(honest, 4);
+    await delay(4_000);
+    await partners.close(honest);
+    await delay(1_000);
+    const before = await residentMemory(pair);
+    await partners.open(stalled, 1);
+    await standstill(pair);
+    const after = await residentMemory(pair);
+    const held = await heldBytes(pair);
+    console.log(
+      `${stalled}: edge ${Math.round((after.edgeBytes - before.edgeBytes) / 1024)} KiB, ` +
+        `agent ${Math.round((after.agentBytes - before.agentBytes) / 1024)} KiB more; ` +
+        `held ${held.edgeBytes} and ${held.agentBytes} bytes`,
+    );
+    expect(held.edgeBytes).toBeLessThanOrEqual(2 * WINDOW_BYTES);
+    expect(held.agentBytes).toBeLessThanOrEqual(2 * WINDOW_BYTES);
+    expect(held.edgeBytes + held.agentBytes).toBeGreaterThan(0);
+    const bound = 2 * WINDOW_BYTES + RUNTIME_SLACK_BYTES;
+    expect(after.edgeBytes - before.edgeBytes).toBeLessThan(bound);
+    expect(after.agentBytes - before.agentBytes).toBeLessThan(bound);
+  });
+
+  test(`leaves ${OTHER_STREAMS} other streams nine tenths of their rate`, async () => {
+    const { partners } = await startRig();
+    await partners.open(honest, OTHER_STREAMS);
+    await delay(ROUND_MS);
+    const shares: number[] = [];
+    for (let round = 0; round < ROUNDS; round++) {
+      const alone = await partners.rate(honest, ROUND_MS);
+      await partners.open(stalled, 1);
+      await delay(500);
+      const beside = await partners.rate(honest, ROUND_MS);
+      await partners.close(stalled);
+      await delay(100);
+      shares.push(beside / alone);
+    }
+    console.log(`${stalled}: shares ${shares.map((share) => share.toFixed(2)).join(" ")}`);
+    expect(quantile(shares, 0.5)).toBeGreaterThanOrEqual(0.9);
+    expect((await partners.count(honest)).failures).toBe(0);
+  });
+
+  test(`${many} times over is bounded, and an honest echo is served within ${MAX_HONEST_P99_MS} ms`, async () => {
+    const { pair, partners } = await startRig();
+    const probe = await EchoProbe.connect(pair.listenerPort("echo"));
+    closers.push(() => probe.close());
+    const before = await residentMemory(pair);
+    await partners.open(stalled, many);
+    await standstill(pair);
+    const trips = await roundTrips(probe, 4_000);
+    const held = await heldBytes(pair);
+    const after = await residentMemory(pair);
+    console.log(
+      `${many} ${stalled}: echo p50 p90 p99 max ${figures(trips)} ms; held ${Math.round(held.edgeBytes / MEBIBYTE)} ` +
+        `and ${Math.round(held.agentBytes / MEBIBYTE)} MiB; resident ${Math.round((after.edgeBytes - before.edgeBytes) / MEBIBYTE)} ` +
+        `and ${Math.round((after.agentBytes - before.agentBytes) / MEBIBYTE)} MiB more`,
+    );
+    expect(quantile(trips, 0.99)).toBeLessThanOrEqual(MAX_HONEST_P99_MS);
+    for (const bytes of Object.values(held)) expect(bytes).toBeLessThanOrEqual(many * (WINDOW_BYTES + CHUNK_BYTES));
+    const bound = many * 2 * WINDOW_BYTES + RUNTIME_SLACK_BYTES;
+    expect(after.edgeBytes - before.edgeBytes).toBeLessThan(bound);
+    expect(after.agentBytes - before.agentBytes).toBeLessThan(bound);
+    expect((await partners.count(stalled)).failures).toBe(0);
+  });
+});
+
+describe.skipIf(process.env.SALLYPORT_FAULT_LATENCY !== "1")("an echo beside bulk streams", () => {
+  test.for<TrafficKind>(["pull", "push"])("is at most 10 ms later than an idle one: 8 that %s", async (kind) => {
+    const { pair, partners } = await startRig();
+    const probe = await EchoProbe.connect(pair.listenerPort("echo"));
+    closers.push(() => probe.close());
+    const idle = await roundTrips(probe, 8_000);
+    await partners.open(kind, 8);
+    const [busy, rate] = await Promise.all([roundTrips(probe, 8_000), partners.rate(kind, 8_000)]);
+    console.log(
+      `${kind}: p50 p90 p99 max idle ${figures(idle)} ms, busy ${figures(busy)} ms at ${Math.round(rate / 1e6)} MB/s`,
+    );
+    expect(quantile(busy, 0.99) - quantile(idle, 0.99)).toBeLessThanOrEqual(10);
+  });
+});

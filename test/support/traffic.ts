@@ -1,0 +1,114 @@
+import { spawn } from "node:child_process";
+import type { ChildProcess } from "node:child_process";
+import { once } from "node:events";
+import { createInterface } from "node:readline";
+import { setTimeout as delay } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+import { withDeadline } from "./deadline.ts";
+
+/** What the streams of a group do; `traffic-program.mjs` has the table. */
+export type TrafficKind = "pull" | "pull-none" | "push" | "push-none";
+
+export interface TrafficCount {
+  /** Bytes that the partners of the group have read. */
+  readonly receivedBytes: number;
+  /** Bytes that the system has taken from the partners of the group. */
+  readonly sentBytes: number;
+  /** Connections that failed. */
+  readonly failures: number;
+}
+
+const program = fileURLToPath(new URL("traffic-program.mjs", import.meta.url));
+
+/** A process of `traffic-program.mjs`. */
+class TrafficProcess {
+  readonly #child: ChildProcess;
+  /** Who waits for a line, in the order of the lines. */
+  readonly #waiting: ((line: string) => void)[] = [];
+
+  constructor(args: readonly string[]) {
+    const child = spawn(process.execPath, [program, ...args], { stdio: ["pipe", "pipe", "inherit"] });
+    child.stdin.on("error", () => undefined);
+    createInterface({ input: child.stdout }).on("line", (line) => this.#waiting.shift()?.(line));
+    this.#child = child;
+  }
+
+  line(what: string, timeoutMs = 60_000): Promise<string> {
+    return withDeadline(new Promise<string>((resolve) => this.#waiting.push(resolve)), { what, timeoutMs });
+  }
+
+  async order(order: object): Promise<unknown> {
+    this.#child.stdin?.write(`${JSON.stringify(order)}\n`);
+    return JSON.parse(await this.line(`an answer to ${JSON.stringify(order)}`)) as unknown;
+  }
+
+  async close(): Promise<void> {
+    if (this.#child.exitCode !== null || this.#child.signalCode !== null) return;
+    const ended = once(this.#child, "close");
+    this.#child.kill("SIGKILL");
+    await ended;
+  }
+}
+
+/** A target as a process of its own. The caller closes it. */
+export class TrafficTarget {
+  readonly port: number;
+  readonly #process: TrafficProcess;
+
+  private constructor(process: TrafficProcess, port: number) {
+    this.#process = process;
+    this.port = port;
+  }
+
+  static async start(): Promise<TrafficTarget> {
+    const process = new TrafficProcess(["target"]);
+    const line = await process.line("the target's port");
+    return new TrafficTarget(process, Number(line.split(" ")[1]));
+  }
+
+  close(): Promise<void> {
+    return this.#process.close();
+  }
+}
+
+/** Partners as a process of their own. The caller closes it. */
+export class TrafficPartners {
+  readonly #process: TrafficProcess;
+
+  private constructor(process: TrafficProcess) {
+    this.#process = process;
+  }
+
+  static async start(port: number): Promise<TrafficPartners> {
+    const process = new TrafficProcess(["partners", String(port)]);
+    await process.line("the partners' start");
+    return new TrafficPartners(process);
+  }
+
+  async open(kind: TrafficKind, count: number): Promise<void> {
+    await this.#process.order({ order: "open", kind, count });
+  }
+
+  async count(kind: TrafficKind): Promise<TrafficCount> {
+    return (await this.#process.order({ order: "count", kind })) as TrafficCount;
+  }
+
+  /** Bytes per second, over `durationMs`, that the partners of a group have read or that the system has taken of them. */
+  async rate(kind: TrafficKind, durationMs: number): Promise<number> {
+    const before = await this.count(kind);
+    const startedAt = performance.now();
+    await delay(durationMs);
+    const after = await this.count(kind);
+    const bytes = after.receivedBytes - before.receivedBytes + after.sentBytes - before.sentBytes;
+    return (bytes * 1000) / (performance.now() - startedAt);
+  }
+
+  /** Resets every connection of a group. */
+  async close(kind: TrafficKind): Promise<void> {
+    await this.#process.order({ order: "close", kind });
+  }
+
+  async stop(): Promise<void> {
+    await this.#process.close();
+  }
+}
