@@ -1,0 +1,30 @@
+/**
+ * `npm run soak`: twelve minutes, of which the first two are a warm-up; `SOAK_MINUTES` for another length. It needs a
+ * machine that does little else.
+ */
+import { expect, test } from "vitest";
+import { soak } from "../support/soak.ts";
+
+const MEBIBYTE = 1024 ** 2;
+const minutes = Number(process.env.SOAK_MINUTES ?? 12);
+
+test(`for ${minutes} minutes every byte is right and nothing grows`, async () => {
+  const result = await soak({
+    durationMs: minutes * 60_000,
+    warmUpMs: Math.min(2, minutes / 4) * 60_000,
+    cutEveryMs: 20_000,
+    reloadEveryMs: 30_000,
+    sampleEveryMs: 2_000,
+    idleStreams: 300,
+    echoStreams: 100,
+    connectionsPerSecond: 200,
+  });
+  console.log(JSON.stringify(result, undefined, 2));
+  expect({ faults: result.faults, badEndings: result.badEndings }).toEqual({ faults: [], badEndings: [] });
+  expect(result.shortConnections).toBeGreaterThan(minutes * 60 * 200 * 0.9);
+  for (const program of [result.edge, result.agent]) {
+    expect(program.heapBytesPerMinute).toBeLessThan(0.5 * MEBIBYTE);
+    expect(program.residentBytes).toBeLessThan(16 * MEBIBYTE);
+    expect(program).toMatchObject({ openFiles: 0, streams: 400, streamsAtEnd: 0, heldBytesAtEnd: 0 });
+  }
+});

@@ -1,0 +1,336 @@
+/**
+ * The product for a long time under a mixed load on a path that keeps breaking: idle streams, streams that echo without
+ * end, short connections, cuts of every link and reloads of both programs. What is asked at the end: was every byte right,
+ * and does anything grow?
+ */
+import { once } from "node:events";
+import { connect } from "node:net";
+import type { Socket } from "node:net";
+import { setTimeout as delay } from "node:timers/promises";
+import { pollUntil, withDeadline } from "./deadline.ts";
+import { startEchoServer } from "./echo-server.ts";
+import { EchoProbe } from "./echo-probe.ts";
+import { metric } from "./metric.ts";
+import { PseudoRandomBytes } from "./prng.ts";
+import { quantile } from "./quantile.ts";
+import { RelayProcess } from "./relay-process.ts";
+import { SallyportPair } from "./sallyport-pair.ts";
+import { seededRandom } from "./seeded-random.ts";
+
+export interface SoakOptions {
+  /** All of it, warm-up included. */
+  readonly durationMs: number;
+  /** After which growth counts. */
+  readonly warmUpMs: number;
+  readonly cutEveryMs: number;
+  readonly reloadEveryMs: number;
+  /** How often both programs are asked for their figures. */
+  readonly sampleEveryMs: number;
+  readonly idleStreams: number;
+  readonly echoStreams: number;
+  readonly connectionsPerSecond: number;
+}
+
+/** Figures of one program. */
+export interface ProgramGrowth {
+  /** Slope, in bytes per minute, of the lowest used heap of each of ten periods: what a collection leaves. */
+  readonly heapBytesPerMinute: number;
+  /** Median of the last fifth of the samples less that of the first fifth, in bytes. */
+  readonly residentBytes: number;
+  /** With all streams and both links, at the end of the load less before it. */
+  readonly openFiles: number;
+  /** Streams when only the idle and echo streams are left. */
+  readonly streams: number;
+  /** Streams when all partners are gone. */
+  readonly streamsAtEnd: number;
+  /** Bytes of streams that are in memory when all partners are gone. */
+  readonly heldBytesAtEnd: number;
+}
+
+export interface SoakResult {
+  readonly cuts: number;
+  readonly reloads: number;
+  readonly shortConnections: number;
+  readonly echoes: number;
+  /** What went wrong on any stream, without doubles: failures and wrong bytes. At most 20. */
+  readonly faults: readonly string[];
+  /** Connections whose record, at either end, does not say that they finished, with what it says. At most 20. */
+  readonly badEndings: readonly string[];
+  readonly edge: ProgramGrowth;
+  readonly agent: ProgramGrowth;
+}
+
+interface Sample {
+  readonly atMs: number;
+  readonly heapBytes: number;
+  readonly residentBytes: number;
+  readonly openFiles: number;
+  readonly streams: number;
+  readonly heldBytes: number;
+}
+
+const MAX_ECHO_BYTES = 32 * 1024;
+/** A cut costs a pause; what takes longer than this is a fault. */
+const ECHO_TIMEOUT_MS = 15_000;
+const MAX_FAULTS = 20;
+const PERIODS = 10;
+
+export async function soak(options: SoakOptions): Promise<SoakResult> {
+  const echo = await startEchoServer();
+  let relay: RelayProcess | undefined;
+  const pair = await SallyportPair.start({
+    services: { echo: `127.0.0.1:${echo.port}` },
+    // Connections that come while the path is cut wait, as they do by default.
+    deployments: [{ name: "echo", target: "echo", hold: {} }],
+    publicAddress: async (tunnelPort) => {
+      relay = await RelayProcess.start(tunnelPort);
+      return `127.0.0.1:${relay.port}`;
+    },
+  });
+  try {
+    return await new Soak(options, pair, relay!).run();
+  } finally {
+    await relay?.close();
+    await pair.stop();
+    await echo.close();
+  }
+}
+
+class Soak {
+  readonly #options: SoakOptions;
+  readonly #pair: SallyportPair;
+  readonly #relay: RelayProcess;
+  readonly #port: number;
+  readonly #faults = new Set<string>();
+  readonly #random = seededRandom("soak");
+  readonly #stop = new AbortController();
+  readonly #edgeSamples: Sample[] = [];
+  readonly #agentSamples: Sample[] = [];
+  #cuts = 0;
+  #reloads = 0;
+  #shortConnections = 0;
+  #echoes = 0;
+
+  constructor(options: SoakOptions, pair: SallyportPair, relay: RelayProcess) {
+    this.#options = options;
+    this.#pair = pair;
+    this.#relay = relay;
+    this.#port = pair.listenerPort("echo");
+  }
+
+  async run(): Promise<SoakResult> {
+    const { idleStreams, echoStreams, durationMs } = this.#options;
+    const idle = await Promise.all(Array.from({ length: idleStreams }, () => EchoProbe.connect(this.#port)));
+    const echoing = Array.from({ length: echoStreams }, () => this.#connect());
+    const longLived = idleStreams + echoStreams;
+    await this.#settled(longLived);
+    const edgeBefore = await this.#sampleEdge();
+    const agentBefore = await this.#sampleAgent();
+    const work = [
+      ...echoing.map((socket, index) => this.#echoWithoutEnd(socket, index)),
+      this.#churn(),
+      this.#every(this.#options.cutEveryMs, async () => {
+        await this.#relay.order("cut");
+        this.#cuts += 1;
+      }),
+      this.#every(this.#options.reloadEveryMs, async () => {
+        this.#pair.edge.process.signal("SIGHUP");
+        this.#pair.agent.process.signal("SIGHUP");
+        this.#reloads += 1;
+      }),
+      this.#every(this.#options.sampleEveryMs, async () => {
+        this.#edgeSamples.push(await this.#sampleEdge());
+        this.#agentSamples.push(await this.#sampleAgent());
+      }),
+    ];
+    await delay(durationMs);
+    this.#stop.abort();
+    await Promise.all(work);
+    await this.#settled(longLived);
+    // The idle streams still work, all of them.
+    await Promise.all(
+      idle.map((probe) => probe.roundTrip(100, ECHO_TIMEOUT_MS).catch((error: unknown) => this.#fault(String(error)))),
+    );
+    const edgeLoaded = await this.#sampleEdge();
+    const agentLoaded = await this.#sampleAgent();
+    const { edge, agent } = this.#pair.records();
+    const badEndings = [...edge, ...agent]
+      .filter(({ code }) => code !== "--")
+      .map((record) => [record.name, record.connection, record.code, record.reason, record.totalMs].join(" "));
+    for (const probe of idle) probe.close();
+    for (const socket of echoing) socket.destroy();
+    await this.#settled(0);
+    const edgeAfter = await this.#sampleEdge();
+    const agentAfter = await this.#sampleAgent();
+    return {
+      cuts: this.#cuts,
+      reloads: this.#reloads,
+      shortConnections: this.#shortConnections,
+      echoes: this.#echoes,
+      faults: [...this.#faults],
+      badEndings: badEndings.slice(0, MAX_FAULTS),
+      edge: this.#growth(this.#edgeSamples, [edgeBefore, edgeLoaded, edgeAfter]),
+      agent: this.#growth(this.#agentSamples, [agentBefore, agentLoaded, agentAfter]),
+    };
+  }
+
+  #growth(all: readonly Sample[], [before, loaded, after]: readonly [Sample, Sample, Sample]): ProgramGrowth {
+    const firstAt = (all[0]?.atMs ?? 0) + this.#options.warmUpMs;
+    const samples = all.filter(({ atMs }) => atMs >= firstAt);
+    const fifth = Math.max(1, Math.floor(samples.length / 5));
+    const resident = samples.map(({ residentBytes }) => residentBytes);
+    return {
+      heapBytesPerMinute: floorSlope(samples),
+      residentBytes: quantile(resident.slice(-fifth), 0.5) - quantile(resident.slice(0, fifth), 0.5),
+      openFiles: loaded.openFiles - before.openFiles,
+      streams: loaded.streams,
+      streamsAtEnd: after.streams,
+      heldBytesAtEnd: after.heldBytes,
+    };
+  }
+
+  #fault(text: string): void {
+    if (this.#faults.size < MAX_FAULTS) this.#faults.add(text);
+  }
+
+  #connect(): Socket {
+    const socket = connect({ port: this.#port, host: "127.0.0.1", allowHalfOpen: true, noDelay: true });
+    socket.on("error", (error: NodeJS.ErrnoException) => this.#fault(`connection: ${error.code}`));
+    return socket;
+  }
+
+  /** Both ends have so many streams and both links. */
+  async #settled(streams: number): Promise<void> {
+    await pollUntil(
+      async () => {
+        const [edge, agent] = await Promise.all([this.#pair.edgeMetrics(), this.#pair.agentMetrics()]);
+        const found = [
+          metric(edge, "edge_tunnel_streams"),
+          metric(agent, "agent_tunnel_streams"),
+          metric(edge, "edge_tunnel_links"),
+          metric(agent, "agent_tunnel_links"),
+        ];
+        if (found.join() === [streams, streams, 2, 2].join()) return true;
+        throw new Error(`streams and links of edge and agent: ${found.join()}`);
+      },
+      { what: `${streams} streams on two links`, timeoutMs: 60_000 },
+    );
+  }
+
+  /** Runs `act` again and again until the load ends. */
+  async #every(periodMs: number, act: () => Promise<void>): Promise<void> {
+    for (;;) {
+      try {
+        await delay(periodMs, undefined, { signal: this.#stop.signal });
+      } catch {
+        return;
+      }
+      await act();
+    }
+  }
+
+  async #echoWithoutEnd(socket: Socket, index: number): Promise<void> {
+    const source = new PseudoRandomBytes(`soak ${index}`);
+    while (!this.#stop.signal.aborted) {
+      const bytes = source.next(1 + Math.floor(this.#random() * MAX_ECHO_BYTES));
+      if (!(await this.#sendAndCompare(socket, bytes))) return;
+      this.#echoes += 1;
+      await delay(50 + this.#random() * 100);
+    }
+  }
+
+  /** Sends bytes and compares what comes back. */
+  async #sendAndCompare(socket: Socket, bytes: Buffer): Promise<boolean> {
+    const pieces: Buffer[] = [];
+    let leftBytes = bytes.length;
+    let onData: (piece: Buffer) => void = () => undefined;
+    const back = new Promise<void>((resolve) => {
+      onData = (piece) => {
+        pieces.push(piece);
+        leftBytes -= piece.length;
+        if (leftBytes <= 0) resolve();
+      };
+      socket.on("data", onData);
+    });
+    socket.write(bytes);
+    try {
+      await withDeadline(back, { what: "an echo", timeoutMs: ECHO_TIMEOUT_MS });
+    } catch (error) {
+      this.#fault(String(error));
+      return false;
+    } finally {
+      socket.off("data", onData);
+    }
+    if (Buffer.concat(pieces).equals(bytes)) return true;
+    this.#fault("an echo came back wrong");
+    return false;
+  }
+
+  /** Short connections at their rate, however long each takes; at most as many at once as come in a timeout. */
+  async #churn(): Promise<void> {
+    const running = new Set<Promise<void>>();
+    const startedAt = performance.now();
+    while (!this.#stop.signal.aborted) {
+      const due = ((performance.now() - startedAt) / 1000) * this.#options.connectionsPerSecond;
+      for (; this.#shortConnections < due; this.#shortConnections++) {
+        const one = this.#shortConnection().finally(() => running.delete(one));
+        running.add(one);
+      }
+      await delay(10);
+    }
+    await Promise.all(running);
+  }
+
+  async #shortConnection(): Promise<void> {
+    const socket = this.#connect();
+    const ended = once(socket, "end");
+    ended.catch(() => undefined);
+    const bytes = Buffer.from(`short connection ${this.#shortConnections} of this run`);
+    if (await this.#sendAndCompare(socket, bytes)) {
+      socket.end();
+      socket.resume();
+      try {
+        await withDeadline(ended, { what: "the end of a short connection", timeoutMs: ECHO_TIMEOUT_MS });
+      } catch (error) {
+        this.#fault(error instanceof Error ? error.message : "a short connection failed");
+      }
+    }
+    socket.destroy();
+  }
+
+  async #sampleEdge(): Promise<Sample> {
+    return sampleOf(await this.#pair.edgeMetrics(), "edge");
+  }
+
+  async #sampleAgent(): Promise<Sample> {
+    return sampleOf(await this.#pair.agentMetrics(), "agent");
+  }
+}
+
+function sampleOf(text: string, program: "edge" | "agent"): Sample {
+  return {
+    atMs: performance.now(),
+    heapBytes: metric(text, "nodejs_heap_size_used_bytes"),
+    residentBytes: metric(text, "process_resident_memory_bytes"),
+    openFiles: metric(text, "process_open_fds"),
+    streams: metric(text, `${program}_tunnel_streams`),
+    heldBytes: metric(text, `${program}_tunnel_held_bytes`),
+  };
+}
+
+/** Least squares through the lowest value of each period, in bytes per minute. */
+function floorSlope(samples: readonly Sample[]): number {
+  const size = Math.max(1, Math.floor(samples.length / PERIODS));
+  const floors: { minutes: number; bytes: number }[] = [];
+  for (let start = 0; start + size <= samples.length; start += size) {
+    const period = samples.slice(start, start + size);
+    const bytes = Math.min(...period.map(({ heapBytes }) => heapBytes));
+    floors.push({ minutes: period[0]!.atMs / 60_000, bytes });
+  }
+  const mean = (values: number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
+  const minutes = mean(floors.map((floor) => floor.minutes));
+  const bytes = mean(floors.map((floor) => floor.bytes));
+  const covariance = floors.reduce((sum, floor) => sum + (floor.minutes - minutes) * (floor.bytes - bytes), 0);
+  const variance = floors.reduce((sum, floor) => sum + (floor.minutes - minutes) ** 2, 0);
+  return variance === 0 ? 0 : covariance / variance;
+}
