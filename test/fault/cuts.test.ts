@@ -75,12 +75,10 @@ async function startRig(options: Pick<SallyportPairOptions, "links" | "edgeConfi
 
 /** How long an echo took from now on, and how long one may wait on this machine for nothing but its turn. */
 async function recovery(probe: EchoProbe, control: EchoProbe): Promise<{ recoveryMs: number; machineMs: number }> {
-  let isOver = false;
-  const through = probe.roundTrip(64, 60_000).finally(() => {
-    isOver = true;
-  });
+  const over = new AbortController();
+  const through = probe.roundTrip(64, 60_000).finally(() => over.abort());
   let machineMs = 0;
-  while (!isOver) {
+  while (!over.signal.aborted) {
     machineMs = Math.max(machineMs, await control.roundTrip(64, 10_000));
     await delay(5);
   }
