@@ -61,7 +61,8 @@ describe.each(files)("%s", (file) => {
       if (fault !== undefined) faults.push(`${file}:${command.line}: ${command.words.join(" ")}: ${fault}`);
     }
     expect(faults).toEqual([]);
-  });
+    // Each of some thirty commands starts a program; the deadline is for a machine that does much else.
+  }, 180_000);
 });
 
 it("the commands of the documents are found", () => {

@@ -82,6 +82,8 @@ export async function soak(options: SoakOptions): Promise<SoakResult> {
     services: { echo: `127.0.0.1:${echo.port}` },
     // Connections that come while the path is cut wait, as they do by default.
     deployments: [{ name: "echo", target: "echo", hold: {} }],
+    // All partners come from one address, and a pause makes the short connections of several seconds wait.
+    edgeConfig: { limits: { maxConnections: 10_000, maxConnectionsPerSource: 10_000 } },
     publicAddress: async (tunnelPort) => {
       relay = await RelayProcess.start(tunnelPort);
       return `127.0.0.1:${relay.port}`;

@@ -93,11 +93,13 @@ const orders = {
   },
 };
 
+/** A failure is not caught: it ends this program, and the test sees that. */
+async function carryOut(order) {
+  answer(await orders[order.order](order));
+}
+
 if (role === "target") serve();
 else console.log("ready");
-createInterface({ input: process.stdin }).on("line", async (line) => {
-  const order = JSON.parse(line);
-  answer(await orders[order.order](order));
-});
+createInterface({ input: process.stdin }).on("line", (line) => void carryOut(JSON.parse(line)));
 // Whoever started it is gone.
 process.stdin.once("end", () => process.exit(0));
