@@ -48,7 +48,6 @@ export {
   LOG_LEVELS,
   type LogLevel,
   logSection,
-  memorySize,
   metricsSection,
   timeoutOverrides,
   timeoutsSection,

@@ -1,6 +1,5 @@
 export * from "./codes.ts";
 export * from "./frame.ts";
 export { type Framing, FrameWriter } from "./frame-writer.ts";
-export { MemoryBudget } from "./memory-budget.ts";
 export * from "./messages.ts";
 export * from "./session.ts";
