@@ -52,7 +52,7 @@ export function adminRoutes(agent: Agent): AdminRoute[] {
         const listed = [];
         for (const connection of agent.connections.live) {
           if (listed.length >= MAX_LISTED) return { connections: listed, more: true };
-          listed.push({ ...connection.facts, startedAt: connection.startedAt.toISOString() });
+          listed.push(connection.facts);
         }
         return { connections: listed, more: false };
       },

@@ -5,6 +5,7 @@ import { type ConnectionFacts, RecordWriter } from "./connection-record.ts";
 
 const facts: ConnectionFacts = {
   connection: "c-1",
+  startedAt: "2026-01-02T03:04:05.678Z",
   edge: "dmz-1",
   deployment: "d",
   partner: "192.0.2.1:5",

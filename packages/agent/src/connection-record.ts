@@ -6,9 +6,13 @@ import { LineRate } from "@sallyport/host";
 import type { Ending } from "@sallyport/tunnel";
 import type { Logger } from "pino";
 
-/** The facts of a connection; undefined ones are left out. Times are milliseconds since OPEN arrived. */
+/** The facts of a connection; undefined ones are left out. Durations are milliseconds since OPEN arrived. */
 export interface ConnectionFacts {
   readonly connection: string;
+  /** When OPEN arrived: ISO 8601, UTC. */
+  readonly startedAt: string;
+  /** When it ended; of an ended connection only. Always `startedAt` and `totalMs`, whatever the clock did meanwhile. */
+  readonly endedAt?: string | undefined;
   /** Name of the edge, from its greeting. */
   readonly edge: string;
   readonly deployment: string;
@@ -18,6 +22,11 @@ export interface ConnectionFacts {
   readonly service: string | undefined;
   /** The address that was dialled, with port. */
   readonly address: string | undefined;
+  /** The address that it was dialled from, with port. */
+  readonly dialLocal?: string | undefined;
+  /** Targets of a pool that were tried, the last included; undefined without a pool. */
+  readonly attempts?: number | undefined;
+  readonly redispatched?: boolean | undefined;
   /** From the partner to the target, as far as the target has taken them. */
   readonly bytesIn: number;
   /** From the target to the partner. */
@@ -29,6 +38,8 @@ export interface ConnectionFacts {
   readonly totalMs: number;
   /** The rule that admitted the address, or what refused it. */
   readonly rule: string | undefined;
+  /** At its end, itself included unless it was refused. */
+  readonly activeConnections?: { readonly agent: number; readonly service?: number | undefined } | undefined;
 }
 
 /** Records of refused OPENs, at most: an edge that was taken over must not fill the disk. */

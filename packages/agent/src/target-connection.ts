@@ -36,6 +36,8 @@ export interface TargetConnectionEvents {
   onDialling(connection: TargetConnection): void;
   /** Once, with the final figures. */
   onEnded(connection: TargetConnection): void;
+  /** Connections that live, of all and of the service of this one. */
+  active(connection: TargetConnection): NonNullable<ConnectionFacts["activeConnections"]>;
   onForbidden(): void;
   onDialError(reason: DialErrorReason | "limit"): void;
 }
@@ -83,6 +85,7 @@ export class TargetConnection implements StreamHandler {
   #earlyEnd = false;
   #splice: Splice | undefined;
   #address: string | undefined;
+  #dialLocal: string | undefined;
   #rule: string | undefined;
   #connectedAt: number | undefined;
   #endedAt: number | undefined;
@@ -133,12 +136,14 @@ export class TargetConnection implements StreamHandler {
     const since = (at: number | undefined) => (at === undefined ? undefined : round(at - this.#start));
     return {
       connection: this.open.connection,
+      startedAt: this.startedAt.toISOString(),
       edge: this.edge,
       deployment: this.open.deployment,
       partner: this.open.partner,
       target: this.open.target,
       service: this.service,
       address: this.#address,
+      dialLocal: this.#dialLocal,
       bytesIn: this.bytesIn,
       bytesOut: this.bytesOut,
       connectMs: since(this.#connectedAt),
@@ -160,7 +165,7 @@ export class TargetConnection implements StreamHandler {
   #refuse(code: ResetCode, ending: Ending): undefined {
     this.#stream.reset(code);
     this.#endedAt = performance.now();
-    this.#context.records.refused(this.facts, ending);
+    this.#context.records.refused(this.#factsAtEnd, ending);
     return undefined;
   }
 
@@ -197,6 +202,7 @@ export class TargetConnection implements StreamHandler {
     }
     const parsed = parseIpAddress(dialled.host);
     this.#address = formatHostPort(dialled);
+    this.#dialLocal = formatHostPort({ host: socket.localAddress ?? "", port: socket.localPort ?? 0 });
     this.#rule = parsed === undefined ? undefined : this.#decision?.ruleFor(parsed);
     this.#connectedAt = performance.now();
     stream.accept(this.#address);
@@ -226,14 +232,23 @@ export class TargetConnection implements StreamHandler {
     stream.reset(code);
     if (error.reason === "forbidden") {
       this.#events.onForbidden();
-      this.#endWith(() => this.#context.records.refused(this.facts, ending));
+      this.#endWith(() => this.#context.records.refused(this.#factsAtEnd, ending));
     } else {
       this.#finish(ending);
     }
   }
 
   #finish(ending: Ending): void {
-    this.#endWith(() => this.#context.records.ended(this.facts, ending));
+    this.#endWith(() => this.#context.records.ended(this.#factsAtEnd, ending));
+  }
+
+  get #factsAtEnd(): ConnectionFacts {
+    const { facts } = this;
+    return {
+      ...facts,
+      endedAt: new Date(this.startedAt.getTime() + facts.totalMs).toISOString(),
+      activeConnections: this.#events.active(this),
+    };
   }
 
   #endWith(record: () => void): void {

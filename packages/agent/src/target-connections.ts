@@ -17,6 +17,8 @@ export class TargetConnections implements TargetConnectionEvents {
   forbidden = 0;
   /** Dials begun, by service; bounded by the services that were ever configured. */
   readonly dialled = new Map<string, number>();
+  /** Those that live, by service; bounded by them. */
+  readonly #active = new Map<string, number>();
   readonly dialErrors: Partial<Record<DialErrorReason | "limit", number>> = {};
   #bytesIn = 0;
   #bytesOut = 0;
@@ -64,12 +66,24 @@ export class TargetConnections implements TargetConnectionEvents {
     this.live.add(connection);
     const label = connection.service ?? ALLOW_LABEL;
     this.dialled.set(label, (this.dialled.get(label) ?? 0) + 1);
+    this.#active.set(label, (this.#active.get(label) ?? 0) + 1);
+  }
+
+  active({ service }: TargetConnection): { agent: number; service: number | undefined } {
+    return {
+      agent: this.live.size,
+      service: service === undefined ? undefined : (this.#active.get(service) ?? 0),
+    };
   }
 
   onEnded(connection: TargetConnection): void {
     if (!this.live.delete(connection)) return;
     this.#bytesIn += connection.bytesIn;
     this.#bytesOut += connection.bytesOut;
+    const label = connection.service ?? ALLOW_LABEL;
+    const left = (this.#active.get(label) ?? 1) - 1;
+    if (left === 0) this.#active.delete(label);
+    else this.#active.set(label, left);
     if (this.live.size > 0) return;
     for (const resolve of this.#whenEmpty.splice(0)) resolve();
   }

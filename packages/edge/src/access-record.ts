@@ -6,20 +6,56 @@ import { LineRate } from "@sallyport/host";
 import type { Ending } from "@sallyport/tunnel";
 import type { Logger } from "pino";
 
-/** The facts of a connection; undefined ones are left out of the record. Times are milliseconds since it was accepted. */
+/** How many connections there were when one ended, itself included unless it was refused. */
+export interface ActiveConnections {
+  readonly edge: number;
+  readonly listener: number;
+  readonly deployment: number;
+  /** Of the target in a pool. */
+  readonly target?: number | undefined;
+}
+
+/**
+ * The facts of a connection; undefined ones are left out of the record. Durations are milliseconds since it was accepted.
+ * What a partner or an agent chose (`sni`, `alpn`, `proxyAuthority`, `proxyUniqueId`, `agent`, `address`, `dialLocal`) may hold any
+ * character: whoever writes a record escapes it.
+ */
 export interface ConnectionFacts {
   readonly connection: string;
-  /** `address:port`; IPv6 in brackets. */
+  /** When it was accepted: ISO 8601, UTC. */
+  readonly startedAt: string;
+  /** When it ended; of an ended connection only. Always `startedAt` and `totalMs`, whatever the clock did meanwhile. */
+  readonly endedAt?: string | undefined;
+  /** `address:port`; IPv6 in brackets. What is believed: the address of a PROXY header where one was accepted. */
   readonly partner: string;
+  /** The address that the connection came from, where it is not `partner`: a proxy in front. */
+  readonly peer?: string | undefined;
   /** The address of the edge that the partner reached. */
   readonly local: string;
+  /** The address that the partner reached at the proxy in front, from its PROXY header. */
+  readonly proxyLocal?: string | undefined;
+  /** AUTHORITY of the PROXY header. */
+  readonly proxyAuthority?: string | undefined;
+  /** UNIQUE_ID of the PROXY header: printable ASCII as it is, anything else in hexadecimal. */
+  readonly proxyUniqueId?: string | undefined;
   readonly listener: string;
   readonly deployment: string;
+  /** Server name and protocols that a TLS client asked for. Nothing is terminated. */
+  readonly sni?: string | undefined;
+  readonly alpn?: readonly string[] | undefined;
   readonly target: string;
   readonly client: string | undefined;
   readonly agent: string | undefined;
   /** The address that was dialled. */
   readonly address: string | undefined;
+  /** The address that it was dialled from: of the agent, or of the edge where it dials itself. */
+  readonly dialLocal?: string | undefined;
+  /** Targets that were tried, the last included; undefined where none was. */
+  readonly attempts?: number | undefined;
+  /** True: it was served by another target than the first that was tried. */
+  readonly redispatched?: boolean | undefined;
+  /** How many waited before it when it began to wait, for an agent or a target. */
+  readonly queuePosition?: number | undefined;
   readonly bytesIn: number;
   readonly bytesOut: number;
   /** Until the stream was opened or the dial began. */
@@ -31,6 +67,14 @@ export interface ConnectionFacts {
   readonly totalMs: number;
   /** The rule that decided, where one did. */
   readonly rule: string | undefined;
+  /** Why admission refused it, in the word of the metrics' label `reason`. */
+  readonly denied?: string | undefined;
+  /** What would have refused it if it were enforced, in the same words. */
+  readonly dryRun?: readonly string[] | undefined;
+  /** At its end. */
+  readonly activeConnections?: ActiveConnections | undefined;
+  /** Counts the records of one connection from 1, where it has more than the one at its end. */
+  readonly sequence?: number | undefined;
 }
 
 /** Refused connections whose record is written, at most: a flood of them must not become a flood of lines. */

@@ -91,7 +91,7 @@ export function adminRoutes(edge: Edge): AdminRoute[] {
           if (only !== undefined && deployment.name !== only) continue;
           for (const connection of deployment.connections) {
             if (listed.length >= MAX_LISTED) return { connections: listed, more: true };
-            listed.push({ ...connection.facts, startedAt: connection.startedAt.toISOString() });
+            listed.push(connection.facts);
           }
         }
         return { connections: listed, more: false };

@@ -379,8 +379,7 @@ export class Edge {
     this.#interimTimer = setInterval(() => {
       for (const deployment of this.deployments.values()) {
         for (const connection of deployment.connections) {
-          const { facts } = connection;
-          if (facts.totalMs >= intervalMs) this.#context.records.interim(facts);
+          if (connection.ageMs >= intervalMs) this.#context.records.interim(connection.interimFacts);
         }
       }
     }, intervalMs);

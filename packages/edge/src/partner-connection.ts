@@ -78,9 +78,12 @@ export class PartnerConnection {
   #client: string | undefined;
   #agent: string | undefined;
   #address: string | undefined;
+  #dialLocal: string | undefined;
   #openedAt: number | undefined;
   #connectedAt: number | undefined;
   #connectTimer: NodeJS.Timeout | undefined;
+  /** Records that were written in between. */
+  #records = 0;
   #forced: Ending | undefined;
   #ended = false;
 
@@ -100,6 +103,10 @@ export class PartnerConnection {
     const connection = new PartnerConnection(socket, deployment, `${text}:${socket.remotePort ?? 0}`);
     if (address === undefined) return connection.#refuse("badAddress");
     connection.#admit(address);
+  }
+
+  get ageMs(): number {
+    return performance.now() - this.#start;
   }
 
   get bytesIn(): number {
@@ -123,6 +130,7 @@ export class PartnerConnection {
       at === undefined || from === undefined ? undefined : round(at - from);
     return {
       connection: this.id,
+      startedAt: this.startedAt.toISOString(),
       partner: this.#partner,
       local: this.#local,
       listener: this.#settings.listener.name,
@@ -131,6 +139,7 @@ export class PartnerConnection {
       client: this.#client,
       agent: this.#agent,
       address: this.#address,
+      dialLocal: this.#dialLocal,
       bytesIn: this.bytesIn,
       bytesOut: this.bytesOut,
       queueMs: since(this.#openedAt, this.#start),
@@ -139,6 +148,12 @@ export class PartnerConnection {
       totalMs: round(performance.now() - this.#start),
       rule: undefined,
     };
+  }
+
+  /** What a record in between says; the one at the end counts on. */
+  get interimFacts(): ConnectionFacts {
+    this.#records += 1;
+    return { ...this.facts, sequence: this.#records };
   }
 
   /** Resets both sides; the record says `killed by operator` or `shutdown`. */
@@ -184,7 +199,7 @@ export class PartnerConnection {
   #refuse(refusal: Refusal, rule?: string): void {
     const { counters, context } = this.deployment;
     counters.refused[refusal] = (counters.refused[refusal] ?? 0) + 1;
-    context.records.refused({ ...this.facts, rule }, refusals[refusal]);
+    context.records.refused({ ...this.#factsAtEnd, rule, denied: refusal }, refusals[refusal]);
     this.#ended = true;
     this.#socket.resetAndDestroy();
   }
@@ -279,6 +294,7 @@ export class PartnerConnection {
           return;
         }
         this.#address = `${bracket(address)}:${port}`;
+        this.#dialLocal = `${bracket(plain(socket.localAddress))}:${socket.localPort ?? 0}`;
         this.#connectedAt = performance.now();
         const relay = new Relay({
           partner: this.#socket,
@@ -298,11 +314,26 @@ export class PartnerConnection {
     );
   }
 
+  /** Before it is taken out of the counts. */
+  get #factsAtEnd(): ConnectionFacts {
+    const { facts, deployment } = this;
+    return {
+      ...facts,
+      endedAt: new Date(this.startedAt.getTime() + facts.totalMs).toISOString(),
+      sequence: this.#records === 0 ? undefined : this.#records + 1,
+      activeConnections: {
+        edge: deployment.context.admission.active,
+        listener: deployment.counter.active,
+        deployment: deployment.connections.size,
+      },
+    };
+  }
+
   #finish(ending: Ending): void {
     if (this.#ended) return;
     this.#ended = true;
     clearTimeout(this.#connectTimer);
-    const { facts } = this;
+    const facts = this.#factsAtEnd;
     this.deployment.ended(this, facts);
     this.#admitted?.release();
     this.deployment.context.records.ended(facts, this.#forced ?? ending);
