@@ -10,7 +10,8 @@ import type { Logger } from "pino";
 export interface ActiveConnections {
   readonly edge: number;
   readonly listener: number;
-  readonly deployment: number;
+  /** Undefined when it was not known where it goes. */
+  readonly deployment: number | undefined;
   /** Of the target in a pool. */
   readonly target?: number | undefined;
 }
@@ -39,11 +40,12 @@ export interface ConnectionFacts {
   /** UNIQUE_ID of the PROXY header: printable ASCII as it is, anything else in hexadecimal. */
   readonly proxyUniqueId?: string | undefined;
   readonly listener: string;
-  readonly deployment: string;
+  /** Undefined when the connection ended before it was known where it goes. */
+  readonly deployment: string | undefined;
   /** Server name and protocols that a TLS client asked for. Nothing is terminated. */
   readonly sni?: string | undefined;
   readonly alpn?: readonly string[] | undefined;
-  readonly target: string;
+  readonly target: string | undefined;
   readonly client: string | undefined;
   readonly agent: string | undefined;
   /** The address that was dialled. */

@@ -27,13 +27,14 @@ export function deploymentView(deployment: Deployment): Record<string, unknown> 
     state: deployment.state,
     ready: deployment.ready,
     startup: settings.startup,
-    listener: settings.listener.name,
+    listener: settings.listener,
     listen: address === undefined ? undefined : `${bracket(address.address)}:${address.port}`,
     target: settings.target,
     via: settings.via,
     connections: deployment.connections.size,
     accepted: counters.accepted,
-    refused: Object.values(counters.refused).reduce((sum, count) => sum + count, 0),
+    // Refused on the listener: of most it is never known which of its deployments they wanted.
+    refused: Object.values(deployment.listener.refused).reduce((sum, count) => sum + count, 0),
     bytesIn: bytes.in,
     bytesOut: bytes.out,
   };
@@ -85,14 +86,10 @@ export function adminRoutes(edge: Edge): AdminRoute[] {
       body: connectionsBody,
       handler: (body) => {
         const { deployment: only } = connectionsBody.parse(body);
-        if (only !== undefined) findDeployment(edge, only);
         const listed = [];
-        for (const deployment of edge.deployments.values()) {
-          if (only !== undefined && deployment.name !== only) continue;
-          for (const connection of deployment.connections) {
-            if (listed.length >= MAX_LISTED) return { connections: listed, more: true };
-            listed.push(connection.facts);
-          }
+        for (const connection of only === undefined ? edge.connections() : findDeployment(edge, only).connections) {
+          if (listed.length >= MAX_LISTED) return { connections: listed, more: true };
+          listed.push(connection.facts);
         }
         return { connections: listed, more: false };
       },
@@ -103,12 +100,10 @@ export function adminRoutes(edge: Edge): AdminRoute[] {
       body: killBody,
       handler: (body) => {
         const { connection: id } = killBody.parse(body);
-        for (const deployment of edge.deployments.values()) {
-          for (const connection of deployment.connections) {
-            if (connection.id !== id) continue;
-            connection.abort(ResetCode.killed);
-            return { killed: id };
-          }
+        for (const connection of edge.connections()) {
+          if (connection.id !== id) continue;
+          connection.abort(ResetCode.killed);
+          return { killed: id };
         }
         throw new Failure(ExitCode.usage, "connection", `${id} does not exist (any more)`);
       },

@@ -81,18 +81,23 @@ async function check({ config: path, json }: OutputOptions): Promise<void> {
   for (const tunnel of config.tunnels) {
     if (tunnel.tls !== undefined) await loadTunnelCertificate(tunnel, config.stateDir);
   }
-  const plan = deploymentSettings(config, ipFilters(config)).map((settings) => ({
+  const listeners = new Map(config.listeners.map((listener) => [listener.name, listener]));
+  const plan = deploymentSettings(config).map((settings) => ({
     deployment: settings.name,
-    listen: `${settings.listener.host}:${settings.listener.port}`,
+    listen: listenText(listeners.get(settings.listener)?.listen),
     target: settings.target,
     via: settings.via === undefined ? "direct" : `${settings.via.tunnel}/${settings.via.client}`,
     startup: settings.startup,
-    filter: config.listeners.find(({ name }) => name === settings.listener.name)?.ipFilter ?? "none (all are allowed)",
+    filter: listeners.get(settings.listener)?.ipFilter ?? "none (all are allowed)",
   }));
   const tunnels = config.tunnels.map(({ name, listen }) => ({ tunnel: name, listen: `${listen.host}:${listen.port}` }));
   if (json) return printJson({ valid: true, deployments: plan, tunnels });
   printTable(plan);
   printTable(tunnels);
+}
+
+function listenText(listen: { readonly host: string; readonly port: number } | undefined): string {
+  return listen === undefined ? "" : `${listen.host}:${listen.port}`;
 }
 
 /** Asks the running edge; when none runs, works on the configuration and the state directory itself. */

@@ -1,25 +1,32 @@
-/** From the configuration file, whose names refer to each other, to what a deployment needs. */
+/** From the configuration file, whose names refer to each other, to what listeners and deployments need. */
 import type { EdgeConfig } from "./config.ts";
 import type { DeploymentSettings } from "./deployment.ts";
 import { IpFilter } from "./ip-filter.ts";
+import type { ListenerSettings } from "./listener.ts";
 
 /** The filters by name, each built once, however many listeners name it. */
 export function ipFilters(config: EdgeConfig): Map<string, IpFilter> {
   return new Map(config.ipFilters.map((filter) => [filter.name, new IpFilter(filter)]));
 }
 
+/** One settings object a listener, in the order of the file. */
+export function listenerSettings(config: EdgeConfig, filters: ReadonlyMap<string, IpFilter>): ListenerSettings[] {
+  return config.listeners.map(({ name, listen: { host, port }, maxConnections, ipFilter }) => ({
+    name,
+    host,
+    port,
+    maxConnections,
+    ipFilter: ipFilter === undefined ? undefined : filters.get(ipFilter),
+  }));
+}
+
 /** One settings object a deployment, in the order of the file. */
-export function deploymentSettings(config: EdgeConfig, filters: ReadonlyMap<string, IpFilter>): DeploymentSettings[] {
+export function deploymentSettings(config: EdgeConfig): DeploymentSettings[] {
   return config.deployments.map((deployment) => {
-    const listener = config.listeners.find(({ name }) => name === deployment.listener);
-    // The schema has checked every reference.
-    if (listener === undefined) throw new Error("deployment without listener");
     const timeouts = { ...config.timeouts, ...withoutUndefined(deployment.timeouts ?? {}) };
-    const { host, port } = listener.listen;
     return {
       name: deployment.name,
-      listener: { name: listener.name, host, port, maxConnections: listener.maxConnections },
-      ipFilter: listener.ipFilter === undefined ? undefined : filters.get(listener.ipFilter),
+      listener: deployment.listener,
       target: deployment.target,
       directTarget: deployment.via === undefined ? splitTarget(deployment.target) : undefined,
       via: deployment.via,

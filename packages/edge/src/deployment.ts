@@ -1,20 +1,19 @@
 /**
- * A deployment: a listener, a target and the way there, with the connections that it serves. It can be started and
- * stopped while the edge runs.
+ * A deployment: a target and the way there, for the connections of a listener that are meant for it. It can be started
+ * and stopped while the edge runs.
  */
 import type { AddressInfo } from "node:net";
 import type { Resolver } from "@sallyport/host";
 import { ResetCode } from "@sallyport/protocol";
 import type { Logger } from "pino";
 import type { ConnectionFacts, RecordWriter } from "./access-record.ts";
-import type { Admission, AdmissionCounter } from "./admission.ts";
+import type { Admission } from "./admission.ts";
 import type { AgentSessions } from "./agent-sessions.ts";
 import { HoldQueue, type HoldSettings } from "./hold-queue.ts";
-import type { IpFilter } from "./ip-filter.ts";
-import { Listener } from "./listener.ts";
-import { PartnerConnection, type Refusal } from "./partner-connection.ts";
+import type { Listener } from "./listener.ts";
+import type { PartnerConnection } from "./partner-connection.ts";
 
-/** What deployments share; it outlives each of them. */
+/** What listeners and deployments share; it outlives each of them. */
 export interface DeploymentContext {
   readonly admission: Admission;
   readonly sessions: AgentSessions;
@@ -25,13 +24,8 @@ export interface DeploymentContext {
 
 export interface DeploymentSettings {
   readonly name: string;
-  readonly listener: {
-    readonly name: string;
-    readonly host: string;
-    readonly port: number;
-    readonly maxConnections: number | undefined;
-  };
-  readonly ipFilter: IpFilter | undefined;
+  /** Name of the listener on which its connections arrive. */
+  readonly listener: string;
   readonly target: string;
   /** The target as an address to dial; of a direct deployment only. */
   readonly directTarget: { readonly host: string; readonly port: number } | undefined;
@@ -51,34 +45,33 @@ export class Deployment {
   /** Bounded by the limits of admission. */
   readonly connections = new Set<PartnerConnection>();
   /** Of ended connections, except `accepted`; they only grow. */
-  readonly counters = { accepted: 0, bytesIn: 0, bytesOut: 0, refused: {} as Partial<Record<Refusal, number>> };
+  readonly counters = { accepted: 0, bytesIn: 0, bytesOut: 0 };
   readonly holdQueue: HoldQueue;
-  readonly counter: { active: number; maxConnections: number | undefined };
-  #listener: Listener | undefined;
+  #listener: Listener;
   #drainTimer: NodeJS.Timeout | undefined;
   #onDrained: (() => void)[] = [];
 
-  constructor(settings: DeploymentSettings, context: DeploymentContext) {
+  constructor(settings: DeploymentSettings, listener: Listener) {
     this.name = settings.name;
     this.settings = settings;
-    this.context = context;
+    this.context = listener.context;
     this.holdQueue = new HoldQueue(settings.hold);
-    this.counter = { active: 0, maxConnections: settings.listener.maxConnections } satisfies AdmissionCounter;
+    this.#listener = listener;
   }
 
   get state(): DeploymentState {
-    if (this.#listener !== undefined) return "running";
+    if (this.#listener.serves(this)) return "running";
     return this.connections.size > 0 ? "draining" : "stopped";
   }
 
-  /** What it listens with, while it runs. */
-  get listener(): Listener | undefined {
+  /** Where its connections arrive; other deployments may have the same one. */
+  get listener(): Listener {
     return this.#listener;
   }
 
   /** Where it listens, while it runs. */
   get address(): AddressInfo | undefined {
-    return this.#listener?.address;
+    return this.state === "running" ? this.#listener.address : undefined;
   }
 
   /** Running, and an agent is there if one is needed: a connection that came now would be served. */
@@ -104,54 +97,38 @@ export class Deployment {
     return { in: bytesIn, out: bytesOut };
   }
 
-  /** Listens. Does nothing when it does already. @throws the system's error when the address cannot be bound */
+  /** Takes connections. Does nothing when it does already. @throws the system's error when the address cannot be bound */
   async start(): Promise<void> {
-    if (this.#listener !== undefined) return;
-    const bound = await Deployment.listen(this.settings, this.context.log);
-    if (this.#listener !== undefined) return bound.close();
-    this.adopt(this.settings, bound);
+    if (this.state === "running") return;
+    await this.#listener.start(this);
+    this.started();
   }
 
-  /** Binds the address of `settings`; the listener belongs to the caller. @throws as `start` */
-  static async listen({ listener }: DeploymentSettings, log: Logger): Promise<Listener> {
-    const bound = new Listener({
-      ...listener,
-      onError: (code) => log.error({ listener: listener.name, error: code }, "accept failed"),
-    });
-    await bound.bind();
-    return bound;
-  }
-
-  /**
-   * Takes new settings, and a bound listener for them or none. The listener before is not closed: it may serve another
-   * deployment now.
-   */
-  adopt(settings: DeploymentSettings, listener: Listener | undefined): void {
-    const wasRunning = this.#listener !== undefined;
+  /** Takes the settings of a reload, and the listener that it has now; whether it runs there is told to the listener. */
+  adopt(settings: DeploymentSettings, listener: Listener): void {
     this.settings = settings;
     this.holdQueue.settings = settings.hold;
-    this.counter.maxConnections = settings.listener.maxConnections;
     this.#listener = listener;
-    if (listener === undefined) return;
-    listener.onSocket = (socket) => PartnerConnection.serve(socket, this);
+  }
+
+  /** Called when its listener takes connections for it. */
+  started(): void {
     clearTimeout(this.#drainTimer);
     for (const resolve of this.#onDrained.splice(0)) resolve();
-    if (wasRunning) return;
-    const { address, port } = listener.address ?? {};
+    const { address, port } = this.#listener.address ?? {};
     this.context.log.info(
-      { deployment: this.name, listener: settings.listener.name, address, port },
+      { deployment: this.name, listener: this.#listener.name, address, port },
       "deployment started",
     );
   }
 
   /**
-   * Stops listening. `cut` resets its connections now; `drain` lets them finish for `drainTimeoutMs` and resets what is
+   * Takes no more connections. `cut` resets its connections now; `drain` lets them finish for `drainTimeoutMs` and resets what is
    * left then. Resolves when none is left.
    */
   async stop(mode: { type: "cut" } | { type: "drain"; drainTimeoutMs: number }): Promise<void> {
-    if (this.#listener !== undefined) {
-      this.#listener.close();
-      this.#listener = undefined;
+    if (this.state === "running") {
+      this.#listener.stop(this, mode.type === "cut" ? ResetCode.killed : ResetCode.shutdown);
       this.context.log.info({ deployment: this.name, mode: mode.type }, "deployment stopped");
     }
     this.holdQueue.clear();

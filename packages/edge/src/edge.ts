@@ -29,10 +29,12 @@ import { loadTunnelCertificate } from "./certificate.ts";
 import { ClientStore } from "./client-store.ts";
 import { type EdgeConfig, loadEdgeConfig } from "./config.ts";
 import { Deployment, type DeploymentContext, type DeploymentSettings } from "./deployment.ts";
-import { deploymentSettings, ipFilters } from "./deployment-settings.ts";
+import { deploymentSettings, ipFilters, listenerSettings } from "./deployment-settings.ts";
 import type { IpFilter } from "./ip-filter.ts";
-import type { Listener } from "./listener.ts";
+import { Listener, type ListenerSettings } from "./listener.ts";
+import type { ListeningSocket } from "./listening-socket.ts";
 import { registerEdgeMetrics } from "./metrics.ts";
+import type { PartnerConnection } from "./partner-connection.ts";
 
 /** Keys that are read at start only; a reload that changes them says so. */
 const RESTART_KEYS = ["name", "stateDir", "metrics", "heartbeat", "resumeTimeout"] as const;
@@ -50,6 +52,8 @@ export class Edge {
   readonly configPath: string;
   readonly log: Logger;
   /** By name; the configuration bounds them. */
+  readonly listeners = new Map<string, Listener>();
+  /** By name; those of the configuration, and those that it had while their connections finish. */
   readonly deployments = new Map<string, Deployment>();
   readonly sessions: AgentSessions;
   readonly clients: ClientStore;
@@ -122,6 +126,12 @@ export class Edge {
     return this.#filters.get(name);
   }
 
+  /** Every connection that is admitted and not over, also those of which it is not known yet where they go. */
+  *connections(): Generator<PartnerConnection> {
+    for (const listener of this.listeners.values()) yield* listener.undecided;
+    for (const deployment of this.deployments.values()) yield* deployment.connections;
+  }
+
   get admission(): Admission {
     return this.#context.admission;
   }
@@ -166,10 +176,8 @@ export class Edge {
       const drainTimeoutMs = this.config.drainTimeout;
       await Promise.all(deployments.map((deployment) => deployment.stop({ type: "drain", drainTimeoutMs })));
     } else {
-      for (const deployment of deployments) {
-        deployment.cut(ResetCode.shutdown);
-        await deployment.stop({ type: "cut" });
-      }
+      this.cut();
+      for (const deployment of deployments) await deployment.stop({ type: "cut" });
     }
     this.sessions.close();
     for (const tunnel of this.tunnels.values()) await tunnel.close();
@@ -180,9 +188,11 @@ export class Edge {
     const { config } = this;
     // Everything is made before anything listens, so that a fault leaves nothing bound.
     this.#filters = ipFilters(config);
-    for (const settings of deploymentSettings(config, this.#filters)) {
-      this.deployments.set(settings.name, new Deployment(settings, this.#context));
-    }
+    this.#install(listenerSettings(config, this.#filters), {
+      deployments: deploymentSettings(config),
+      running: new Set(),
+      sockets: new Map(),
+    });
     for (const tunnel of config.tunnels) {
       const tls = await loadTunnelCertificate(tunnel, config.stateDir);
       this.tunnels.set(
@@ -232,16 +242,16 @@ export class Edge {
   /** @throws Failure that names the listener when its address cannot be bound */
   async startDeployment(deployment: Deployment): Promise<void> {
     await this.#inTurn(async () => {
-      const { listener } = deployment.settings;
+      const { settings } = deployment.listener;
       await deployment.start().catch((error: unknown) => {
-        throw listenFailure(`listeners.${listener.name}.listen`, listener, error);
+        throw listenFailure(`listeners.${settings.name}.listen`, settings, error);
       });
     });
   }
 
   /** Resets every partner connection, in this very turn: for the moment before the process ends. */
   cut(): void {
-    for (const deployment of this.deployments.values()) deployment.cut(ResetCode.shutdown);
+    for (const connection of this.connections()) connection.abort(ResetCode.shutdown);
   }
 
   /** Changes of what listens come one at a time, since two that overlap would leave a mixture, and none while stopping. */
@@ -287,45 +297,104 @@ export class Edge {
    */
   async #applyDeployments(next: EdgeConfig): Promise<void> {
     const filters = ipFilters(next);
-    const wanted = new Map(deploymentSettings(next, filters).map((settings) => [settings.name, settings]));
-    const bound = new Map<string, Listener>();
-    for (const { settings, listener } of this.deployments.values()) {
-      if (listener !== undefined) bound.set(addressKey(settings), listener);
+    const wantedDeployments = deploymentSettings(next);
+    const wantedListeners = listenerSettings(next, filters);
+    const bound = new Map<string, ListeningSocket>();
+    for (const { settings, socket } of this.listeners.values()) {
+      if (socket !== undefined) bound.set(addressKey(settings), socket);
     }
-    const fresh: Listener[] = [];
-    const plan: { readonly settings: DeploymentSettings; listener: Listener | undefined }[] = [];
+    const sockets = new Map<string, ListeningSocket>();
+    const fresh: ListeningSocket[] = [];
+    const running = new Set<string>();
     try {
-      for (const settings of wanted.values()) {
-        let listener: Listener | undefined;
-        if (this.#runsAfterReload(settings)) {
-          const key = addressKey(settings);
-          listener = bound.get(key);
-          bound.delete(key);
-          if (listener === undefined) {
-            listener = await Deployment.listen(settings, this.log).catch((error: unknown) => {
-              throw listenFailure(`listeners.${settings.listener.name}.listen`, settings.listener, error);
-            });
-            fresh.push(listener);
-          }
+      const ofListener = byListener(wantedDeployments);
+      for (const settings of wantedListeners) {
+        const runs = (ofListener.get(settings.name) ?? []).filter((deployment) => this.#runsAfterReload(deployment));
+        if (runs.length === 0) continue;
+        for (const { name } of runs) running.add(name);
+        const key = addressKey(settings);
+        let socket = bound.get(key);
+        bound.delete(key);
+        if (socket === undefined) {
+          socket = await Listener.bind(settings, this.#context).catch((error: unknown) => {
+            throw listenFailure(`listeners.${settings.name}.listen`, settings, error);
+          });
+          fresh.push(socket);
         }
-        plan.push({ settings, listener });
+        sockets.set(settings.name, socket);
       }
     } catch (error) {
-      for (const listener of fresh) listener.close();
+      for (const socket of fresh) socket.close();
       throw error;
     }
     this.#filters = filters;
-    // A listener that an operator has closed meanwhile is not to be taken for one that listens.
-    for (const entry of plan) if (entry.listener?.address === undefined) entry.listener = undefined;
-    const leaving = [...this.deployments.values()].filter(({ name }) => !wanted.has(name));
-    for (const { settings, listener } of plan) {
-      const deployment = this.deployments.get(settings.name) ?? new Deployment(settings, this.#context);
-      this.deployments.set(settings.name, deployment);
-      this.#retired.delete(settings.name);
-      deployment.adopt(settings, listener);
+    // What an operator has stopped meanwhile stays stopped.
+    for (const { name } of wantedDeployments) {
+      if (running.has(name) && this.deployments.has(name) && !this.#retired.has(name)) {
+        if (this.deployments.get(name)?.state !== "running") running.delete(name);
+      }
     }
-    for (const deployment of leaving) this.#retire(deployment, next.drainTimeout);
-    for (const listener of bound.values()) listener.close();
+    this.#install(wantedListeners, { deployments: wantedDeployments, running, sockets });
+    const names = new Set(wantedDeployments.map(({ name }) => name));
+    for (const deployment of this.deployments.values()) {
+      if (!names.has(deployment.name)) this.#retire(deployment, next.drainTimeout);
+    }
+    for (const socket of bound.values()) socket.close();
+  }
+
+  /** Puts listeners and deployments in the place of those before, in one turn. */
+  #install(
+    listeners: readonly ListenerSettings[],
+    next: {
+      readonly deployments: readonly DeploymentSettings[];
+      /** Names of the deployments that run. */
+      readonly running: ReadonlySet<string>;
+      /** By listener; one that an operator has closed meanwhile is not to be taken for one that listens. */
+      readonly sockets: ReadonlyMap<string, ListeningSocket>;
+    },
+  ): void {
+    const started: Deployment[] = [];
+    const old = new Map(this.listeners);
+    this.listeners.clear();
+    // Before anything is adopted: where a deployment runs is asked of the listener that it had.
+    const ranBefore = new Set([...this.deployments.values()].filter(({ state }) => state === "running"));
+    for (const settings of listeners) {
+      const listener = old.get(settings.name) ?? new Listener(settings, this.#context);
+      this.listeners.set(settings.name, listener);
+    }
+    // In the order of the file, which is the order in which commands list them.
+    const adopted: Deployment[] = [];
+    for (const settings of next.deployments) {
+      const listener = this.listeners.get(settings.listener);
+      if (listener !== undefined) adopted.push(this.#adopted(settings, listener));
+    }
+    const ofListener = byListener(adopted.map((deployment) => ({ deployment, listener: deployment.listener.name })));
+    for (const settings of listeners) {
+      const listener = this.listeners.get(settings.name);
+      if (listener === undefined) continue;
+      old.delete(settings.name);
+      const deployments = (ofListener.get(settings.name) ?? []).map(({ deployment }) => deployment);
+      const bound = next.sockets.get(settings.name);
+      const socket = bound?.address === undefined ? undefined : bound;
+      const serving = socket === undefined ? [] : deployments.filter(({ name }) => next.running.has(name));
+      if (serving.length === 0) bound?.close();
+      listener.adopt({ settings, deployments, serving, socket: serving.length === 0 ? undefined : socket });
+      started.push(...serving.filter((deployment) => !ranBefore.has(deployment)));
+    }
+    for (const listener of old.values()) {
+      listener.adopt({ settings: listener.settings, deployments: [], serving: [], socket: undefined });
+    }
+    for (const deployment of started) deployment.started();
+  }
+
+  /** The deployment of this name with the settings of a reload, or a new one. */
+  #adopted(settings: DeploymentSettings, listener: Listener): Deployment {
+    const existing = this.deployments.get(settings.name);
+    this.#retired.delete(settings.name);
+    existing?.adopt(settings, listener);
+    const deployment = existing ?? new Deployment(settings, listener);
+    this.deployments.set(settings.name, deployment);
+    return deployment;
   }
 
   /** What runs goes on running, what an operator has stopped stays stopped, what is new starts as it says. */
@@ -338,7 +407,6 @@ export class Edge {
   /** It is not in the configuration any more: its connections finish, and it is forgotten when none is left. */
   #retire(deployment: Deployment, drainTimeoutMs: number): void {
     this.#retired.add(deployment.name);
-    deployment.adopt(deployment.settings, undefined);
     void deployment.stop({ type: "drain", drainTimeoutMs }).then(() => {
       if (this.#retired.delete(deployment.name)) this.deployments.delete(deployment.name);
     });
@@ -377,17 +445,25 @@ export class Edge {
     const intervalMs = this.config.recordInterval;
     if (intervalMs === 0) return;
     this.#interimTimer = setInterval(() => {
-      for (const deployment of this.deployments.values()) {
-        for (const connection of deployment.connections) {
-          if (connection.ageMs >= intervalMs) this.#context.records.interim(connection.interimFacts);
-        }
+      for (const connection of this.connections()) {
+        if (connection.ageMs >= intervalMs) this.#context.records.interim(connection.interimFacts);
       }
     }, intervalMs);
     this.#interimTimer.unref();
   }
 }
 
-/** Names the address of a deployment; each port 0 is another one. */
-function addressKey({ name, listener: { host, port } }: DeploymentSettings): string {
+function byListener<T extends { readonly listener: string }>(entries: readonly T[]): Map<string, T[]> {
+  const groups = new Map<string, T[]>();
+  for (const entry of entries) {
+    const group = groups.get(entry.listener);
+    if (group === undefined) groups.set(entry.listener, [entry]);
+    else group.push(entry);
+  }
+  return groups;
+}
+
+/** Names the address of a listener; each port 0 is another one. */
+function addressKey({ name, host, port }: ListenerSettings): string {
   return port === 0 ? `${host} 0 ${name}` : `${host} ${port}`;
 }

@@ -1,69 +1,126 @@
 /**
- * A bound TCP address. It hands sockets over as the kernel accepted them: paused, half-open allowed, nothing read.
+ * A listener: an address on which partners arrive, with what is asked of them before it is known where they go, and
+ * the deployments among which they are told apart. Its address is bound while at least one of its deployments runs.
  */
-import { createServer, type AddressInfo, type Server, type Socket } from "node:net";
+import type { AddressInfo } from "node:net";
+import { ResetCode } from "@sallyport/protocol";
+import type { AdmissionCounter } from "./admission.ts";
+import type { Deployment, DeploymentContext } from "./deployment.ts";
+import type { IpFilter } from "./ip-filter.ts";
+import { ListeningSocket } from "./listening-socket.ts";
+import { PartnerConnection, type Refusal } from "./partner-connection.ts";
 
-export interface ListenerOptions {
+export interface ListenerSettings {
   readonly name: string;
   readonly host: string;
   readonly port: number;
-  /** Accepting failed (for example EMFILE); the listener goes on. */
-  readonly onError: (code: string) => void;
+  /** Undefined: only the limits of the edge hold. */
+  readonly maxConnections: number | undefined;
+  /** Undefined: every address is allowed. */
+  readonly ipFilter: IpFilter | undefined;
 }
-
-/** Connections that the kernel completes before they are accepted; it takes the smaller of this and its own bound. */
-const BACKLOG = 4_096;
-
-/** Set by us: the default differs between Node 20 (16 KiB) and later (64 KiB). */
-export const SOCKET_BUFFER_BYTES = 65_536;
 
 export class Listener {
   readonly name: string;
-  /** Hears of every connection and owns its socket, which has an 'error' listener already. A reload may change it. */
-  onSocket: (socket: Socket) => void = (socket) => socket.destroy();
-  readonly #options: ListenerOptions;
-  readonly #server: Server;
+  readonly context: DeploymentContext;
+  /** Connections keep the way they began on; new ones follow the settings of the moment. */
+  settings: ListenerSettings;
+  readonly counter: { active: number; maxConnections: number | undefined };
+  /** Connections that were refused before a deployment had them; the counts only grow. */
+  readonly refused: Partial<Record<Refusal, number>> = {};
+  /** Admitted connections of which it is not known yet where they go. Bounded by the limits of admission. */
+  readonly undecided = new Set<PartnerConnection>();
+  #deployments: readonly Deployment[] = [];
+  readonly #serving = new Set<Deployment>();
+  #socket: ListeningSocket | undefined;
 
-  constructor(options: ListenerOptions) {
-    this.name = options.name;
-    this.#options = options;
-    this.#server = createServer({
-      allowHalfOpen: true,
-      pauseOnConnect: true,
-      noDelay: true,
-      keepAlive: true,
-      keepAliveInitialDelay: 30_000,
-      highWaterMark: SOCKET_BUFFER_BYTES,
-    });
-    this.#server.on("connection", (socket: Socket) => {
-      socket.on("error", ignore);
-      this.onSocket(socket);
-    });
+  constructor(settings: ListenerSettings, context: DeploymentContext) {
+    this.name = settings.name;
+    this.settings = settings;
+    this.context = context;
+    this.counter = { active: 0, maxConnections: settings.maxConnections } satisfies AdmissionCounter;
   }
 
-  /** Where it listens, with the port that the kernel chose for port 0; undefined before and after. */
+  /** All that the configuration gives it, running or not. */
+  get deployments(): readonly Deployment[] {
+    return this.#deployments;
+  }
+
+  /** The deployment that every connection belongs to, known before anything was read; undefined when there are several. */
+  get onlyDeployment(): Deployment | undefined {
+    return this.#deployments.length === 1 ? this.#deployments[0] : undefined;
+  }
+
+  /** What it is bound with, while it is. */
+  get socket(): ListeningSocket | undefined {
+    return this.#socket;
+  }
+
+  /** Where it listens, while it does, with the port that the kernel chose for port 0. */
   get address(): AddressInfo | undefined {
-    const address = this.#server.address();
-    return address === null || typeof address === "string" ? undefined : address;
+    return this.#socket?.address;
   }
 
-  /** @throws the system's error (EADDRINUSE, EACCES, EADDRNOTAVAIL) when the address cannot be bound */
-  async bind(): Promise<void> {
-    await new Promise<void>((resolve, reject) => {
-      this.#server.once("error", reject);
-      this.#server.listen({ host: this.#options.host, port: this.#options.port, backlog: BACKLOG }, () => {
-        this.#server.removeListener("error", reject);
-        this.#server.on("error", (error: NodeJS.ErrnoException) => this.#options.onError(error.code ?? "EUNKNOWN"));
-        resolve();
-      });
+  /** Whether connections of this deployment are taken now. */
+  serves(deployment: Deployment): boolean {
+    return this.#serving.has(deployment);
+  }
+
+  /** Takes connections of `deployment` from now on. @throws the system's error when the address cannot be bound */
+  async start(deployment: Deployment): Promise<void> {
+    if (this.#socket === undefined) {
+      const bound = await Listener.bind(this.settings, this.context);
+      if (this.#socket === undefined) this.#use(bound);
+      else bound.close();
+    }
+    this.#serving.add(deployment);
+  }
+
+  /**
+   * Takes no more connections of `deployment`. When it was the last one the address is free, and connections that had not
+   * said where they want to go are reset with `code`.
+   */
+  stop(deployment: Deployment, code: typeof ResetCode.killed | typeof ResetCode.shutdown): void {
+    if (!this.#serving.delete(deployment) || this.#serving.size > 0) return;
+    this.#socket?.close();
+    this.#socket = undefined;
+    for (const connection of this.undecided) connection.abort(code);
+  }
+
+  /**
+   * Takes what a reload says, at once: settings, deployments, those of them that run, and a bound socket for them or none.
+   * The socket before is not closed: it may belong to another listener now.
+   */
+  adopt(next: {
+    readonly settings: ListenerSettings;
+    readonly deployments: readonly Deployment[];
+    readonly serving: readonly Deployment[];
+    readonly socket: ListeningSocket | undefined;
+  }): void {
+    this.settings = next.settings;
+    this.counter.maxConnections = next.settings.maxConnections;
+    this.#deployments = next.deployments;
+    this.#serving.clear();
+    for (const deployment of next.serving) this.#serving.add(deployment);
+    this.#socket = undefined;
+    if (next.socket !== undefined) this.#use(next.socket);
+    else for (const connection of this.undecided) connection.abort(ResetCode.killed);
+  }
+
+  /** Binds the address of `settings`; the socket belongs to the caller. @throws as `start` */
+  static async bind(settings: ListenerSettings, { log }: Pick<DeploymentContext, "log">): Promise<ListeningSocket> {
+    const { name, host, port } = settings;
+    const socket = new ListeningSocket({
+      host,
+      port,
+      onError: (code) => log.error({ listener: name, error: code }, "accept failed"),
     });
+    await socket.bind();
+    return socket;
   }
 
-  /** Accepts no more; the address is free when this returns. Sockets that were handed over are not touched. */
-  close(): void {
-    this.#server.close();
+  #use(socket: ListeningSocket): void {
+    this.#socket = socket;
+    socket.onSocket = (accepted) => PartnerConnection.serve(accepted, this);
   }
 }
-
-/** Whoever takes the socket over adds its own; this one keeps an early error from ending the process. */
-function ignore(): void {}

@@ -8,8 +8,8 @@ import type { Edge } from "./edge.ts";
 export function registerEdgeMetrics(registry: Registry, edge: Edge): void {
   const registers = [registry];
   const listenerLabels = ["listener", "deployment"] as const;
-  const labelsOf = (deployment: { name: string; settings: { listener: { name: string } } }) => ({
-    listener: deployment.settings.listener.name,
+  const labelsOf = (deployment: { name: string; settings: { listener: string } }) => ({
+    listener: deployment.settings.listener,
     deployment: deployment.name,
   });
 
@@ -35,15 +35,14 @@ export function registerEdgeMetrics(registry: Registry, edge: Edge): void {
   });
   new Counter({
     name: "edge_connections_denied_total",
-    help: "Partner connections refused at admission, by reason.",
+    help: "Partner connections refused on a listener, by reason; `deployment` is empty when the listener has several.",
     labelNames: [...listenerLabels, "reason"],
     registers,
     collect() {
       this.reset();
-      for (const deployment of edge.deployments.values()) {
-        for (const [reason, count] of Object.entries(deployment.counters.refused)) {
-          this.inc({ ...labelsOf(deployment), reason }, count);
-        }
+      for (const { name, onlyDeployment, refused } of edge.listeners.values()) {
+        const labels = { listener: name, deployment: onlyDeployment?.name ?? "" };
+        for (const [reason, count] of Object.entries(refused)) this.inc({ ...labels, reason }, count);
       }
     },
   });

@@ -1,6 +1,6 @@
 /**
- * The life of one partner connection, top to bottom: admission, the way to the target (through an agent or directly),
- * the bytes, one record at its end.
+ * The life of one partner connection, top to bottom: admission to the listener, the choice of the deployment, the way to
+ * the target (through an agent or directly), the bytes, one record at its end.
  *
  * A refused source is closed at once: it causes no frame and no dial.
  */
@@ -21,6 +21,7 @@ import type { Admitted } from "./admission.ts";
 import { nextConnectionId } from "./connection-id.ts";
 import type { Deployment, DeploymentSettings } from "./deployment.ts";
 import type { Held } from "./hold-queue.ts";
+import type { Listener } from "./listener.ts";
 import { Relay } from "./relay.ts";
 
 /** What a refusal at admission is called in records and metrics. */
@@ -29,7 +30,8 @@ export type Refusal =
   | "listenerMaxConnections"
   | "maxConnectionsPerSource"
   | "ipFilter"
-  | "badAddress";
+  | "badAddress"
+  | "notRunning";
 
 const refusals: Record<Refusal, Ending> = {
   maxConnections: { code: "RA", reason: "connection limit of the edge" },
@@ -37,6 +39,7 @@ const refusals: Record<Refusal, Ending> = {
   maxConnectionsPerSource: { code: "RA", reason: "connection limit of the source" },
   ipFilter: { code: "PA", reason: "blocked by IP filter" },
   badAddress: { code: "IA", reason: "peer address unknown" },
+  notRunning: { code: "PA", reason: "the deployment is stopped" },
 };
 
 const dialEndings: Record<DialErrorReason, Ending> = {
@@ -65,10 +68,10 @@ type Way =
 
 export class PartnerConnection {
   readonly id: string;
-  readonly deployment: Deployment;
+  readonly listener: Listener;
   readonly startedAt = new Date();
-  /** Those of the moment at which it came: a reload may change what the deployment does next. */
-  readonly #settings: DeploymentSettings;
+  /** Where it goes, with the settings of the moment: a reload may change what the deployment does next. */
+  #route: { readonly deployment: Deployment; readonly settings: DeploymentSettings } | undefined;
   readonly #socket: Socket;
   readonly #start = performance.now();
   readonly #partner: string;
@@ -87,26 +90,39 @@ export class PartnerConnection {
   #forced: Ending | undefined;
   #ended = false;
 
-  private constructor(socket: Socket, deployment: Deployment, partner: string) {
+  private constructor(socket: Socket, listener: Listener, partner: string) {
     this.id = nextConnectionId();
-    this.deployment = deployment;
-    this.#settings = deployment.settings;
+    this.listener = listener;
     this.#socket = socket;
     this.#partner = partner;
     this.#local = `${bracket(plain(socket.localAddress))}:${socket.localPort ?? 0}`;
   }
 
-  /** Serves a socket that `deployment` accepted, or refuses it. */
-  static serve(socket: Socket, deployment: Deployment): void {
+  /** Serves a socket that `listener` accepted, or refuses it. */
+  static serve(socket: Socket, listener: Listener): void {
     const address = parsePeerAddress(socket.remoteAddress ?? "");
     const text = address === undefined ? "unknown" : bracket(formatIpAddress(address));
-    const connection = new PartnerConnection(socket, deployment, `${text}:${socket.remotePort ?? 0}`);
+    const connection = new PartnerConnection(socket, listener, `${text}:${socket.remotePort ?? 0}`);
     if (address === undefined) return connection.#refuse("badAddress");
     connection.#admit(address);
   }
 
   get ageMs(): number {
     return performance.now() - this.#start;
+  }
+
+  /** Asked only where the deployment is known. */
+  get deployment(): Deployment {
+    return this.#routed.deployment;
+  }
+
+  get #settings(): DeploymentSettings {
+    return this.#routed.settings;
+  }
+
+  get #routed(): { readonly deployment: Deployment; readonly settings: DeploymentSettings } {
+    if (this.#route === undefined) throw new Error("a connection was used before it had a deployment");
+    return this.#route;
   }
 
   get bytesIn(): number {
@@ -133,9 +149,9 @@ export class PartnerConnection {
       startedAt: this.startedAt.toISOString(),
       partner: this.#partner,
       local: this.#local,
-      listener: this.#settings.listener.name,
-      deployment: this.deployment.name,
-      target: this.#settings.target,
+      listener: this.listener.name,
+      deployment: (this.#route?.deployment ?? this.listener.onlyDeployment)?.name,
+      target: (this.#route ?? this.listener.onlyDeployment)?.settings.target,
       client: this.#client,
       agent: this.#agent,
       address: this.#address,
@@ -179,29 +195,45 @@ export class PartnerConnection {
   }
 
   #admit(address: IpAddress): void {
-    const settings = this.#settings;
-    const { context } = this.deployment;
-    const admitted = context.admission.admit(address, this.deployment.counter);
+    const { context, counter, settings } = this.listener;
+    const admitted = context.admission.admit(address, counter);
     if (typeof admitted === "string") return this.#refuse(admitted);
+    this.#admitted = admitted;
     const decision = settings.ipFilter?.decidePeer(this.#socket.remoteAddress);
     if (decision?.action === "block") {
-      admitted.release();
       const { rule } = decision;
       return this.#refuse("ipFilter", rule === undefined ? "default" : `${rule.action} ${rule.cidr}`);
     }
-    this.#admitted = admitted;
-    this.deployment.connections.add(this);
-    this.deployment.counters.accepted += 1;
-    if (settings.via === undefined) this.#dial(settings.target);
-    else this.#open(settings.via, settings.target);
+    this.#decide();
   }
 
+  /** Nothing has been made for it, and nothing is. */
   #refuse(refusal: Refusal, rule?: string): void {
-    const { counters, context } = this.deployment;
-    counters.refused[refusal] = (counters.refused[refusal] ?? 0) + 1;
+    const { refused, context, undecided } = this.listener;
+    this.#admitted?.release();
+    undecided.delete(this);
+    refused[refusal] = (refused[refusal] ?? 0) + 1;
     context.records.refused({ ...this.#factsAtEnd, rule, denied: refusal }, refusals[refusal]);
     this.#ended = true;
     this.#socket.resetAndDestroy();
+  }
+
+  // ── where it goes ──
+
+  #decide(): void {
+    const deployment = this.listener.onlyDeployment;
+    if (deployment === undefined || !this.listener.serves(deployment)) return this.#refuse("notRunning");
+    this.#routeTo(deployment);
+  }
+
+  #routeTo(deployment: Deployment): void {
+    const { settings } = deployment;
+    this.listener.undecided.delete(this);
+    this.#route = { deployment, settings };
+    deployment.connections.add(this);
+    deployment.counters.accepted += 1;
+    if (settings.via === undefined) this.#dial(settings.target);
+    else this.#open(settings.via, settings.target);
   }
 
   // ── through an agent ──
@@ -316,15 +348,15 @@ export class PartnerConnection {
 
   /** Before it is taken out of the counts. */
   get #factsAtEnd(): ConnectionFacts {
-    const { facts, deployment } = this;
+    const { facts, listener } = this;
     return {
       ...facts,
       endedAt: new Date(this.startedAt.getTime() + facts.totalMs).toISOString(),
       sequence: this.#records === 0 ? undefined : this.#records + 1,
       activeConnections: {
-        edge: deployment.context.admission.active,
-        listener: deployment.counter.active,
-        deployment: deployment.connections.size,
+        edge: listener.context.admission.active,
+        listener: listener.counter.active,
+        deployment: (this.#route?.deployment ?? listener.onlyDeployment)?.connections.size,
       },
     };
   }
@@ -334,9 +366,10 @@ export class PartnerConnection {
     this.#ended = true;
     clearTimeout(this.#connectTimer);
     const facts = this.#factsAtEnd;
-    this.deployment.ended(this, facts);
+    this.listener.undecided.delete(this);
+    this.#route?.deployment.ended(this, facts);
     this.#admitted?.release();
-    this.deployment.context.records.ended(facts, this.#forced ?? ending);
+    this.listener.context.records.ended(facts, this.#forced ?? ending);
   }
 }
 
