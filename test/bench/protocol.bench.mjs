@@ -6,7 +6,7 @@
  *
  * One line for each number of streams and size of write: MB/s, and CPU seconds per GB for both ends together.
  */
-import { FrameWriter, Session } from "@sallyport/protocol";
+import { FrameWriter, MemoryBudget, Session } from "@sallyport/protocol";
 
 const totalBytes = Number(process.argv[2] ?? 1_024) * 1_048_576;
 const WRITE_BYTES = 65_536;
@@ -23,7 +23,9 @@ const framing = {
 };
 
 function measure({ streams, chunkBytes }) {
-  const options = { maxStreams: streams, initialCredit: 262_144 };
+  // A fixed window and memory for all of them: how far windows go is another question than what a byte costs.
+  const memory = new MemoryBudget(2 ** 40);
+  const options = { maxStreams: streams, initialCredit: 262_144, windowBytes: 262_144, memory };
   const edge = new Session({ role: "edge", ...options });
   const agent = new Session({ role: "agent", ...options });
   edge.attach(1, 0);

@@ -4,6 +4,7 @@
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { parseByteSize } from "@sallyport/host";
 import { describe, expect, it } from "vitest";
 import { parse } from "yaml";
 import type { z } from "zod";
@@ -44,7 +45,7 @@ describe.each(programs)("the table of $name.yaml", ({ name, schema, example }) =
   const bounded = [...values]
     .map(([key, value]) => ({
       path: key.replaceAll("`", ""),
-      bounds: /^(duration|number), `?(\w+)`? to `?(\w+)`?/.exec(value),
+      bounds: /^(duration|number|size), `?(\w+)`? to `?(\w+)`?/.exec(value),
     }))
     .flatMap(({ path, bounds }) =>
       bounds === null ? [] : [{ path, kind: bounds[1]!, min: bounds[2]!, max: bounds[3]! }],
@@ -131,6 +132,7 @@ const unitMs = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 } as co
 /** The nearest values on the wrong side of each bound. */
 function outside({ kind, min, max }: { kind: string; min: string; max: string }): (string | number)[] {
   if (kind === "number") return [Number(min) - 1, Number(max) + 1];
+  if (kind === "size") return [`${(parseByteSize(min) ?? 0) - 1}B`, `${(parseByteSize(max) ?? 0) + 1}B`];
   const read = (text: string) => {
     const [, count, unit] = /^(\d+)(ms|s|m|h|d)$/.exec(text)!;
     return Number(count) * unitMs[unit as keyof typeof unitMs];

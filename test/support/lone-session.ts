@@ -15,6 +15,8 @@ export class LoneSession {
   /** Every event, oldest first. */
   readonly events: SessionEvent[] = [];
   now = 1_000;
+  /** Links whose first PING went out. */
+  readonly #measured = new Set<number>();
 
   constructor(role: "edge" | "agent", options: Partial<SessionOptions> & { readonly links?: number } = {}) {
     this.session = new Session({ role, maxStreams: 100, initialCredit: 65_536, ...options });
@@ -39,6 +41,7 @@ export class LoneSession {
     return this.sentFrames(link).map(describeFrame);
   }
 
+  /** Without the PING that every new link sends at once to measure its round trip. */
   sentFrames(link = 1): Frame[] {
     const frames: Frame[] = [];
     const lengths: { at: number; length: number }[] = [];
@@ -49,7 +52,11 @@ export class LoneSession {
     while (this.session.wantsWrite(link)) {
       this.session.poll(link, writer, this.now);
       if (lengths.length === 0) break;
-      for (const { at, length } of lengths) frames.push(decodeFrame(writer.bytes.slice(at, at + length)));
+      for (const { at, length } of lengths) {
+        const frame = decodeFrame(writer.bytes.slice(at, at + length));
+        if (frame.type === "ping" && !this.#measured.has(link)) this.#measured.add(link);
+        else frames.push(frame);
+      }
       lengths.length = 0;
       writer.clear();
     }

@@ -14,6 +14,8 @@ export interface PairOptions {
   readonly links?: number;
   /** One way, of each link. Default 10. */
   readonly latencyMs?: number;
+  /** What a link takes in each direction before it is delivered, in bytes. Default 128 KiB. */
+  readonly linkBytes?: number;
   /** Keeps every frame that is sent in `transcript`. Default false. */
   readonly capture?: boolean;
 }
@@ -53,8 +55,8 @@ interface SimulatedLink {
   lost: boolean;
 }
 
-/** What a link takes from a session before it is delivered: some TLS records, as a socket buffer would. */
-const LINK_BYTES = 131_072;
+/** Some TLS records, as a socket buffer would. */
+const DEFAULT_LINK_BYTES = 131_072;
 
 /** Four bytes of length, so that what a poll has written can be taken apart again. */
 const lengthFraming: Framing = {
@@ -76,6 +78,7 @@ export class Pair {
   loseAt: ((sent: SentFrame) => boolean) | undefined;
   readonly #capture: boolean;
   readonly #latencyMs: number;
+  readonly #linkBytes: number;
   readonly #writer = new FrameWriter(new Uint8Array(65_536), lengthFraming);
   readonly #links = new Map<number, SimulatedLink>();
   /** A binary heap is not worth it: some dozens of messages are in flight. Kept in order of delivery. */
@@ -92,6 +95,7 @@ export class Pair {
     this.agent.peer = this.edge;
     this.#capture = options.capture ?? false;
     this.#latencyMs = options.latencyMs ?? 10;
+    this.#linkBytes = options.linkBytes ?? DEFAULT_LINK_BYTES;
     for (let count = options.links ?? 1; count > 0; count -= 1) this.addLink();
   }
 
@@ -178,9 +182,10 @@ export class Pair {
     this.#pull();
   }
 
-  /** The frames sent so far, one line each, for a test that reads like a conversation. */
+  /** The frames sent so far but signs of life, one line each, for a test that reads like a conversation. */
   lines(): string[] {
-    return this.transcript.map(({ from, link, frame }) => {
+    const said = this.transcript.filter(({ frame }) => frame.type !== "ping" && frame.type !== "pong");
+    return said.map(({ from, link, frame }) => {
       const arrow = from === "edge" ? "edge → agent" : "agent → edge";
       return `${arrow} ${link}: ${describeFrame(frame)}`;
     });
@@ -272,7 +277,7 @@ export class Pair {
     while (
       link.attached[side] &&
       !link.stalled[side] &&
-      link.inFlightBytes[to] < LINK_BYTES &&
+      link.inFlightBytes[to] < this.#linkBytes &&
       session.wantsWrite(link.id)
     ) {
       writer.clear();

@@ -16,6 +16,7 @@ import {
   openStateDirectory,
   Resolver,
 } from "@sallyport/host";
+import { MemoryBudget } from "@sallyport/protocol";
 import { Registry } from "prom-client";
 import { adminRoutes } from "./admin-routes.ts";
 import { type AgentConfig, loadAgentConfig } from "./config.ts";
@@ -29,7 +30,17 @@ import { Policy } from "./policy.ts";
 import { TargetConnections } from "./target-connections.ts";
 
 /** Keys that are read at start only; a reload that changes them says so. */
-const RESTART_KEYS = ["name", "stateDir", "edges", "links", "proxy", "reconnect", "heartbeat", "metrics"] as const;
+const RESTART_KEYS = [
+  "name",
+  "stateDir",
+  "edges",
+  "links",
+  "renewLinks",
+  "proxy",
+  "reconnect",
+  "heartbeat",
+  "metrics",
+] as const;
 
 /** What a partner that speaks first may send before its target is connected, in bytes of each stream. */
 const INITIAL_CREDIT_BYTES = 16_384;
@@ -41,6 +52,7 @@ export class Agent {
   readonly connections: TargetConnections;
   /** In the order of the configuration. */
   readonly edges: EdgeSession[] = [];
+  readonly memory: MemoryBudget;
   readonly startedAt = new Date();
   readonly #limits: DialLimits;
   readonly #registry = new Registry();
@@ -57,10 +69,12 @@ export class Agent {
     this.log = options.log;
     this.#limits = new DialLimits(limitSettings(config));
     this.#records = new RecordWriter(options.log);
+    this.memory = new MemoryBudget(config.memory);
     this.connections = new TargetConnections(this.#context(config));
     registerAgentMetrics(this.#registry, {
       connections: this.connections,
       edges: this.edges,
+      memory: this.memory,
       services: () => this.config.services.keys(),
     });
   }
@@ -92,8 +106,8 @@ export class Agent {
   }
 
   /**
-   * Reads the configuration again and takes over services, allow, limits, timeouts and log level, for connections to
-   * come. @throws Failure; nothing has changed then
+   * Reads the configuration again and takes over services, allow, limits, memory, timeouts and log level, for connections
+   * to come. @throws Failure; nothing has changed then
    */
   reload(): { restartNeeded: string[] } {
     const next = loadAgentConfig(this.configPath);
@@ -102,6 +116,7 @@ export class Agent {
     // An edge was told the old number; fewer are enforced here at once, more would never be used.
     if (next.limits.maxStreams > before.limits.maxStreams) restartNeeded.push("limits.maxStreams");
     this.#limits.update(limitSettings(next));
+    this.memory.limitBytes = next.memory;
     this.connections.context = this.#context(next);
     this.log.level = next.log.level;
     this.config = next;
@@ -148,6 +163,7 @@ export class Agent {
           heartbeat: { intervalMs: config.heartbeat.interval, timeoutMs: config.heartbeat.timeout },
           backoff: { minMs: config.reconnect.min, maxMs: config.reconnect.max },
           renewLinksMs: config.renewLinks,
+          memory: this.memory,
           onOpen: (edge, open, stream) => this.connections.serve(edge, open, stream),
           log: this.log,
         }),

@@ -59,6 +59,7 @@ test("a small file has every default", () => {
     reconnect: { min: 200, max: 20_000 },
     heartbeat: { interval: 10_000, timeout: 25_000 },
     drainTimeout: 30_000,
+    memory: 268_435_456,
     log: { level: "info" },
   });
 });

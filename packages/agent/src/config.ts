@@ -15,6 +15,7 @@ import {
   isDnsName,
   loadConfigFile,
   logSection,
+  memorySize,
   metricsSection,
   name,
   parseCidr,
@@ -183,6 +184,7 @@ export const agentConfigSchema = z
       .prefault({})
       .describe("Waits between tries to reach an edge. They double and are random."),
     heartbeat: heartbeatSection(),
+    memory: memorySize(),
     drainTimeout: drainTimeout(),
     metrics: metricsSection(),
     log: logSection(),

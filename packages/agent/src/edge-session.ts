@@ -18,6 +18,7 @@ import {
   type Open,
   ProtocolError,
   Session,
+  type SessionOptions,
   type Welcome,
 } from "@sallyport/protocol";
 import {
@@ -49,6 +50,8 @@ export interface EdgeSessionOptions {
   readonly backoff?: BackoffOptions;
   /** A link is replaced after this long, in milliseconds; 0 or left out: never. */
   readonly renewLinksMs?: number;
+  /** Shared with the sessions of other edges; left out: the session has its own. */
+  readonly memory?: SessionOptions["memory"];
   /** An OPEN of this edge, whose name comes first. */
   readonly onOpen: (edge: string, open: Open, stream: TunnelStream) => StreamHandler | undefined;
   readonly log: Logger;
@@ -99,6 +102,7 @@ export class EdgeSession {
   readonly connectFailures = new Map<string, number>();
   sessionsStarted = 0;
   linksLost = 0;
+  #stallsOfEndedSessions = 0;
 
   readonly #options: EdgeSessionOptions;
   readonly #log: Logger;
@@ -161,6 +165,26 @@ export class EdgeSession {
   /** Bytes of all streams in memory. */
   get heldBytes(): number {
     return this.#current?.driver.session.heldBytes ?? 0;
+  }
+
+  /** Bytes that the edge may make the agent hold. */
+  get windowBytes(): number {
+    return this.#current?.driver.session.windowBytes ?? 0;
+  }
+
+  /** Bytes that the edge has not acknowledged. */
+  get queueBytes(): number {
+    return this.#current?.driver.session.queueBytes ?? 0;
+  }
+
+  /** Streams with bytes for the edge and no credit, now. */
+  get stalledStreams(): number {
+    return this.#current?.driver.session.stalledStreams ?? 0;
+  }
+
+  /** How often a stream had bytes for the edge and no credit; a total for metrics. */
+  get stalls(): number {
+    return this.#stallsOfEndedSessions + (this.#current?.driver.session.counters.stalls ?? 0);
   }
 
   /** Why the last attempt failed; undefined while connected. */
@@ -358,7 +382,7 @@ export class EdgeSession {
   // ── the session ──
 
   #begin(welcome: Welcome): Current {
-    const { hello, heartbeat, onOpen } = this.#options;
+    const { hello, heartbeat, memory, onOpen } = this.#options;
     const session = new Session({
       role: "agent",
       maxStreams: hello.maxStreams,
@@ -366,6 +390,7 @@ export class EdgeSession {
       heartbeatIntervalMs: heartbeat.intervalMs,
       heartbeatTimeoutMs: heartbeat.timeoutMs,
       resumeTimeoutMs: welcome.resumeTimeoutMs,
+      ...(memory === undefined ? {} : { memory }),
     });
     const driver = new SessionDriver(session, {
       onOpen: (open, stream) => onOpen(welcome.edge, open, stream),
@@ -406,6 +431,7 @@ export class EdgeSession {
   #ended(current: Current, code: CloseCode, reason: string): void {
     if (current !== this.#current) return;
     this.#current = undefined;
+    this.#stallsOfEndedSessions += current.driver.session.counters.stalls;
     const facts = { edge: current.edge, session: head(current.id), code, reason };
     if (this.#stop.signal.aborted) this.#log.info(facts, "session closed");
     else this.#log.warn(facts, "session ended");

@@ -2,6 +2,7 @@
  * The agent's figures for Prometheus. The data path only adds to plain numbers; everything is read when it is asked for,
  * so bytes move while a transfer runs.
  */
+import type { MemoryBudget } from "@sallyport/protocol";
 import { Counter, Gauge, type Registry } from "prom-client";
 import type { EdgeSession } from "./edge-session.ts";
 import { ALLOW_LABEL, type TargetConnections } from "./target-connections.ts";
@@ -9,6 +10,7 @@ import { ALLOW_LABEL, type TargetConnections } from "./target-connections.ts";
 export interface AgentMetricsSource {
   readonly connections: TargetConnections;
   readonly edges: readonly EdgeSession[];
+  readonly memory: MemoryBudget;
   /** The services of the configuration now. */
   readonly services: () => Iterable<string>;
 }
@@ -109,6 +111,54 @@ export function registerAgentMetrics(registry: Registry, source: AgentMetricsSou
       let bytes = 0;
       for (const edge of source.edges) bytes += edge.heldBytes;
       this.set(bytes);
+    },
+  });
+  new Gauge({
+    name: "agent_tunnel_window_bytes",
+    help: "Bytes that edges may make the agent hold: received and not yet taken by targets, or promised and still to come.",
+    registers,
+    collect() {
+      let bytes = 0;
+      for (const edge of source.edges) bytes += edge.windowBytes;
+      this.set(bytes);
+    },
+  });
+  new Gauge({
+    name: "agent_tunnel_queue_bytes",
+    help: "Bytes from targets that edges have not acknowledged.",
+    registers,
+    collect() {
+      let bytes = 0;
+      for (const edge of source.edges) bytes += edge.queueBytes;
+      this.set(bytes);
+    },
+  });
+  new Gauge({
+    name: "agent_tunnel_memory_limit_bytes",
+    help: "What window and queue bytes may be together; the key `memory`.",
+    registers,
+    collect() {
+      this.set(source.memory.limitBytes);
+    },
+  });
+  new Gauge({
+    name: "agent_tunnel_stalled_streams",
+    help: "Streams that have bytes for an edge which gives no credit: its partner does not read, or reads more slowly.",
+    registers,
+    collect() {
+      let streams = 0;
+      for (const edge of source.edges) streams += edge.stalledStreams;
+      this.set(streams);
+    },
+  });
+  new Counter({
+    name: "agent_tunnel_stream_stalls_total",
+    help: "How often a stream had bytes for an edge and no credit.",
+    labelNames: ["edge"],
+    registers,
+    collect() {
+      this.reset();
+      for (const edge of source.edges) this.inc({ edge: edge.address }, edge.stalls);
     },
   });
   new Counter({

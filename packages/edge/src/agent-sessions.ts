@@ -3,7 +3,14 @@
  * session that lost its last link waits for the same agent process to return.
  */
 import { randomBytes } from "node:crypto";
-import { CloseCode, type Hello, type OpenRefusal, type OpenRequest, Session } from "@sallyport/protocol";
+import {
+  CloseCode,
+  type Hello,
+  type MemoryBudget,
+  type OpenRefusal,
+  type OpenRequest,
+  Session,
+} from "@sallyport/protocol";
 import {
   awaitHello,
   Link,
@@ -64,6 +71,8 @@ export interface AgentSessionsOptions {
   readonly heartbeatIntervalMs: number;
   readonly heartbeatTimeoutMs: number;
   readonly resumeTimeoutMs: number;
+  /** Shared by the streams of all sessions. */
+  readonly memory: MemoryBudget;
   /** The most partner connections of this edge at the moment. */
   readonly maxConnections: () => number;
   /** Called when an agent came, went, or lost its last link. */
@@ -105,7 +114,7 @@ export class AgentSessions {
   #draining = false;
 
   /** Counters for metrics; they only grow. */
-  readonly counters = { sessions: 0, linksLost: 0, resumptions: 0, retransmittedBytes: 0 };
+  readonly counters = { sessions: 0, linksLost: 0, resumptions: 0, retransmittedBytes: 0, stalls: 0 };
 
   constructor(options: AgentSessionsOptions) {
     this.#options = options;
@@ -296,6 +305,7 @@ export class AgentSessions {
       heartbeatIntervalMs: this.#options.heartbeatIntervalMs,
       heartbeatTimeoutMs: this.#options.heartbeatTimeoutMs,
       resumeTimeoutMs: this.#options.resumeTimeoutMs,
+      memory: this.#options.memory,
     });
     const { log, onChange } = this.#options;
     const driver = new SessionDriver(core, {
@@ -323,6 +333,7 @@ export class AgentSessions {
         }
         this.counters.resumptions += core.counters.resumptions;
         this.counters.retransmittedBytes += core.counters.retransmittedBytes;
+        this.counters.stalls += core.counters.stalls;
         log.info({ ...this.#names(session), code, reason }, "session ended");
         onChange();
       },

@@ -92,6 +92,7 @@ test("a file with a name only has every default", () => {
     timeouts: { connect: 5_000, idle: 3_600_000, halfClose: 30_000 },
     limits: { maxConnections: 10_000, maxConnectionsPerSource: 1_000 },
     drainTimeout: 30_000,
+    memory: 268_435_456,
     resumeTimeout: 60_000,
     heartbeat: { interval: 10_000, timeout: 25_000 },
     recordInterval: 300_000,

@@ -15,6 +15,7 @@ import {
   listenAddress,
   loadConfigFile,
   logSection,
+  memorySize,
   metricsSection,
   name,
   parseCidr,
@@ -147,6 +148,7 @@ export const edgeConfigSchema = z
       .prefault("1m")
       .describe("How long connections wait for an agent that lost all its links before they are reset."),
     heartbeat: heartbeatSection(),
+    memory: memorySize(),
     recordInterval: duration({ max: "1d" })
       .prefault("5m")
       .describe("How often a long connection writes a record while it runs. 0s: only at its end."),

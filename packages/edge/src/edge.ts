@@ -18,7 +18,7 @@ import {
   openStateDirectory,
   Resolver,
 } from "@sallyport/host";
-import { ResetCode } from "@sallyport/protocol";
+import { MemoryBudget, ResetCode } from "@sallyport/protocol";
 import { TunnelServer, type TunnelServerEvent } from "@sallyport/tunnel";
 import { Registry } from "prom-client";
 import { RecordWriter } from "./access-record.ts";
@@ -56,6 +56,7 @@ export class Edge {
   /** By name; those of the configuration, and those that it had while their connections finish. */
   readonly deployments = new Map<string, Deployment>();
   readonly sessions: AgentSessions;
+  readonly memory: MemoryBudget;
   readonly clients: ClientStore;
   readonly tunnels = new Map<string, TunnelServer>();
   /** Where each tunnel listens, with the port that was chosen for port 0. */
@@ -78,7 +79,9 @@ export class Edge {
     this.configPath = options.configPath;
     this.log = options.log;
     this.clients = options.clients;
+    this.memory = new MemoryBudget(config.memory);
     this.sessions = new AgentSessions({
+      memory: this.memory,
       edge: config.name,
       log: options.log,
       heartbeatIntervalMs: config.heartbeat.interval,
@@ -153,8 +156,8 @@ export class Edge {
   }
 
   /**
-   * Reads the configuration again and takes over IP filters, listeners, deployments, clients, limits, timeouts and
-   * tunnel certificates. Connections that are not concerned are not touched. @throws Failure; nothing has changed then
+   * Reads the configuration again and takes over IP filters, listeners, deployments, clients, limits, memory,
+   * timeouts and tunnel certificates. Connections that are not concerned are not touched. @throws Failure; nothing has changed then
    */
   async reload(): Promise<{ restartNeeded: string[] }> {
     const result = await this.#inTurn(() => this.#reload());
@@ -285,6 +288,7 @@ export class Edge {
     for (const [name, tls] of certificates) this.tunnels.get(name)?.setTls(tls);
     this.config = next;
     this.#context.admission.limits = this.#limitsOf(next);
+    this.memory.limitBytes = next.memory;
     this.log.level = next.log.level;
     for (const { name } of before.clients) if (!this.#declared(name)) this.sessions.revoke(name);
     this.#armInterim();

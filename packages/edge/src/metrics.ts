@@ -138,6 +138,55 @@ export function registerEdgeMetrics(registry: Registry, edge: Edge): void {
     },
   });
   new Gauge({
+    name: "edge_tunnel_window_bytes",
+    help: "Bytes that agents may make the edge hold: received and not yet taken by partners, or promised and still to come.",
+    registers,
+    collect() {
+      let bytes = 0;
+      for (const session of edge.sessions.all) bytes += session.driver.session.windowBytes;
+      this.set(bytes);
+    },
+  });
+  new Gauge({
+    name: "edge_tunnel_queue_bytes",
+    help: "Bytes from partners that agents have not acknowledged.",
+    registers,
+    collect() {
+      let bytes = 0;
+      for (const session of edge.sessions.all) bytes += session.driver.session.queueBytes;
+      this.set(bytes);
+    },
+  });
+  new Gauge({
+    name: "edge_tunnel_memory_limit_bytes",
+    help: "What window and queue bytes may be together; the key `memory`.",
+    registers,
+    collect() {
+      this.set(edge.memory.limitBytes);
+    },
+  });
+  new Gauge({
+    name: "edge_tunnel_stalled_streams",
+    help: "Streams that have bytes for an agent which gives no credit: its target does not read, or reads more slowly.",
+    registers,
+    collect() {
+      let streams = 0;
+      for (const session of edge.sessions.all) streams += session.driver.session.stalledStreams;
+      this.set(streams);
+    },
+  });
+  new Counter({
+    name: "edge_tunnel_stream_stalls_total",
+    help: "How often a stream had bytes for an agent and no credit.",
+    registers,
+    collect() {
+      this.reset();
+      let stalls = edge.sessions.counters.stalls;
+      for (const session of edge.sessions.all) stalls += session.driver.session.counters.stalls;
+      this.inc(stalls);
+    },
+  });
+  new Gauge({
     name: "edge_tunnel_round_trip_seconds",
     help: "Smoothed round trip of the fastest link to an agent.",
     labelNames: ["client", "agent"],

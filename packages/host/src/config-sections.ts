@@ -1,5 +1,6 @@
 /** Parts of the configuration that both programs have. Every duration comes out in milliseconds. */
 import { z } from "zod";
+import { byteSize } from "./byte-size.ts";
 import { duration } from "./duration.ts";
 import { listenAddress } from "./host-port.ts";
 
@@ -85,6 +86,15 @@ export function drainTimeout() {
   return duration({ max: "1d" })
     .prefault("30s")
     .describe("How long running connections may go on after a stop with drain (SIGTERM) before they are reset.");
+}
+
+/** `memory`: default 256 MiB. In bytes. */
+export function memorySize() {
+  return byteSize({ min: "16MiB" })
+    .prefault("256MiB")
+    .describe(
+      "What all tunnelled connections together may hold or have been promised. When it is short, windows shrink and nothing is dropped.",
+    );
 }
 
 /** A path in the file system. Relative ones start at the working directory of the program. */

@@ -48,6 +48,7 @@ export {
   LOG_LEVELS,
   type LogLevel,
   logSection,
+  memorySize,
   metricsSection,
   timeoutOverrides,
   timeoutsSection,

@@ -1,5 +1,6 @@
 export * from "./codes.ts";
 export * from "./frame.ts";
 export { type Framing, FrameWriter } from "./frame-writer.ts";
+export { MemoryBudget } from "./memory-budget.ts";
 export * from "./messages.ts";
 export * from "./session.ts";

@@ -19,7 +19,13 @@ export class LinkState {
   pingSentAt: number | undefined;
   /** Smoothed round trip in milliseconds (RFC 6298 §2: 7/8 old, 1/8 new); undefined before the first PONG. */
   roundTripMs: number | undefined;
-  owesPing = false;
+  /**
+   * The round trip without what a busy link adds to it: falls at once and rises slowly, because a path may change.
+   * Windows are measured by it; measured by the other they would grow with the queues that they cause.
+   */
+  quietRoundTripMs: number | undefined;
+  /** The first PING goes out at once: windows do not grow before the round trip is known. */
+  owesPing = true;
   /** The token of the last PING that is not answered yet; an older one needs no answer any more. */
   owesPong: number | undefined;
   /**
@@ -40,6 +46,16 @@ export class LinkState {
     this.id = id;
     this.lastReceivedAt = now;
     this.nextPingAt = now + heartbeatIntervalMs;
+  }
+
+  /** Takes a measured round trip into account, in milliseconds. */
+  measured(sampleMs: number): void {
+    const { roundTripMs, quietRoundTripMs } = this;
+    this.roundTripMs = roundTripMs === undefined ? sampleMs : roundTripMs * 0.875 + sampleMs * 0.125;
+    this.quietRoundTripMs =
+      quietRoundTripMs === undefined || sampleMs < quietRoundTripMs
+        ? sampleMs
+        : quietRoundTripMs * 0.875 + sampleMs * 0.125;
   }
 
   get hasFrames(): boolean {

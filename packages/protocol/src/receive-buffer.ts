@@ -15,8 +15,8 @@ import { CloseCode, ProtocolError } from "./codes.ts";
 const MAX_SEGMENTS = 1_024;
 
 /**
- * The most bytes whose consumption may go untold, in bytes. A sender keeps what is not acknowledged and may have less
- * room for that than the window is wide; it has to hear before its room is full.
+ * The most bytes whose consumption goes untold while more arrive. A sender keeps what is not acknowledged and may have
+ * less room for that than the window is wide; what is less is told after a while (`Session`).
  */
 const MAX_UNTOLD_BYTES = 65_536;
 
@@ -75,6 +75,16 @@ export class ReceiveBuffer {
   /** The END stands and every byte before it has arrived. */
   get complete(): boolean {
     return this.#finalOffset === this.#received;
+  }
+
+  /** Bytes that the sender may make this end hold: what has arrived and is not consumed, and what may still come. */
+  get promised(): number {
+    return (this.#finalOffset ?? this.#limit) - this.#consumed;
+  }
+
+  /** Bytes that were consumed and that the sender still keeps, because it was not told. */
+  get untold(): number {
+    return this.#consumed - this.#announcedConsumed;
   }
 
   /** Bytes held or delivered that are not consumed yet. */
@@ -152,9 +162,20 @@ export class ReceiveBuffer {
 
   /** Moves the limit as far as the window allows; what it returns is sent to the peer. */
   announce(): { consumed: number; limit: number } {
-    this.#limit = Math.max(this.#limit, this.#consumed + this.#window);
     this.#announcedConsumed = this.#consumed;
-    return { consumed: this.#consumed, limit: this.#limit };
+    return { consumed: this.#consumed, limit: this.announceLimit() };
+  }
+
+  /** The same for a frame that says nothing of what was consumed. */
+  announceLimit(): number {
+    this.#limit = Math.max(this.#limit, this.#consumed + this.#window);
+    return this.#limit;
+  }
+
+  /** Drops the held pieces, for a stream that was reset. */
+  clear(): void {
+    this.#segments.length = 0;
+    this.#segmentBytes = 0;
   }
 
   #hold(offset: number, bytes: Uint8Array): void {

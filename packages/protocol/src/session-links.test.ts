@@ -175,9 +175,12 @@ describe("a link that is lost", () => {
   it("is known by its ping: the round trip is measured and smoothed", () => {
     const pair = new Pair({ latencyMs: 10 });
     expect(pair.edge.session.roundTripMs(1)).toBeUndefined();
-    pair.run(11_000);
+    // The first PING goes out with the link.
+    pair.run(20);
     expect([pair.edge.session.roundTripMs(1), pair.agent.session.roundTripMs(1)]).toEqual([20, 20]);
     const slow = pair.addLink({ toEdge: 300, toAgent: 100 });
+    pair.run(400);
+    expect(pair.edge.session.roundTripMs(slow)).toBe(400);
     pair.run(11_000);
     expect(pair.edge.session.roundTripMs(slow)).toBe(400);
     expect(pair.edge.session.roundTripMs(99)).toBeUndefined();

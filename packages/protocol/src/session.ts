@@ -15,8 +15,10 @@ import { CloseCode, ProtocolError, ResetCode } from "./codes.ts";
 import { DATA_HEADER_BYTES, decodeFrame, encodeFrame, type Frame, type ResumeFrame, writeDataHeader } from "./frame.ts";
 import type { FrameWriter } from "./frame-writer.ts";
 import { LinkState } from "./link-state.ts";
+import { MemoryBudget } from "./memory-budget.ts";
 import { checkMessage, type Open } from "./messages.ts";
 import { CreditExceeded, ReceiveBuffer } from "./receive-buffer.ts";
+import { ReceiveWindow } from "./receive-window.ts";
 import { Stream } from "./stream.ts";
 
 export type SessionRole = "edge" | "agent";
@@ -27,11 +29,18 @@ export interface SessionOptions {
   readonly maxStreams: number;
   /** Credit of each stream towards the agent before ACCEPT, in bytes, as the agent's HELLO says. */
   readonly initialCredit: number;
-  /** Window of each stream for what this end receives, in bytes. Default 256 KiB. */
+  /**
+   * The memory that the streams share with those of all other sessions of the process: both of the following are bounded
+   * by it. Default: 256 MiB for this session alone.
+   */
+  readonly memory?: MemoryBudget;
+  /** Window of each stream for what this end receives, in bytes, at its start. Default 256 KiB. */
   readonly windowBytes?: number;
+  /** The most that a window grows to, in bytes. Default 16 MiB, or `windowBytes` where that is given. */
+  readonly maxWindowBytes?: number;
   /**
    * How much a stream holds for sending, in bytes, however much credit the peer gives; at least 128 KiB. One chunk may
-   * go beyond it. Default 1 MiB.
+   * go beyond it. Default 16 MiB.
    */
   readonly sendBufferBytes?: number;
   /** A link on which nothing was heard for this long is lost. Default 25,000. */
@@ -71,9 +80,17 @@ export type SessionEvent =
   | { readonly type: "ended"; readonly code: CloseCode; readonly reason: string };
 
 const DEFAULT_WINDOW_BYTES = 262_144;
-const DEFAULT_SEND_BUFFER_BYTES = 1_048_576;
-/** Twice what a receiver may leave unacknowledged (`MAX_UNTOLD_BYTES`); with less both ends could wait for each other. */
+/** 1.3 Gbit/s at a round trip of 100 ms. */
+const DEFAULT_MAX_WINDOW_BYTES = 16_777_216;
+const DEFAULT_SEND_BUFFER_BYTES = 16_777_216;
+/** Twice what a receiver leaves untold while bytes arrive (`MAX_UNTOLD_BYTES`); less would make a stream go in steps. */
 const MIN_SEND_BUFFER_BYTES = 131_072;
+
+/**
+ * How long consumed bytes go untold that are too few for a CREDIT of their own. A sender that has little memory waits for
+ * it with all it holds, and an idle stream holds nothing for longer than this.
+ */
+const TELL_DELAY_MS = 25;
 
 /** Breaches of credit that a session survives within `CREDIT_BREACH_PERIOD_MS`; each costs its stream. */
 const MAX_CREDIT_BREACHES = 2;
@@ -89,7 +106,9 @@ export class Session {
   readonly role: SessionRole;
   readonly #maxStreams: number;
   readonly #initialCredit: number;
+  readonly #memory: MemoryBudget;
   readonly #windowBytes: number;
+  readonly #maxWindowBytes: number;
   readonly #sendBufferBytes: number;
   readonly #heartbeatIntervalMs: number;
   readonly #heartbeatTimeoutMs: number;
@@ -107,6 +126,15 @@ export class Session {
   /** Agent: ids below `#lastStream` whose OPEN has not arrived yet, because another link was faster. */
   readonly #unseen = new Set<number>();
   #detachedAt: number | undefined;
+  /** Streams that have consumed bytes and may not have told it; at most all of them. */
+  readonly #untold = new Set<Stream>();
+  /** When they tell it, if there are any. */
+  #tellAt: number | undefined;
+  /** The time as last heard of; late by at most as long as nothing happened. */
+  #now = 0;
+  #windowBytesInUse = 0;
+  #queueBytes = 0;
+  #stalledStreams = 0;
   #creditBreaches: number[] = [];
   /** What GO_AWAY says, once this end has said it. */
   #goAway: { readonly code: CloseCode; readonly reason: string } | undefined;
@@ -115,13 +143,15 @@ export class Session {
   #nextPingToken = 1;
 
   /** Counters for metrics; plain numbers that only grow. */
-  readonly counters = { retransmittedBytes: 0, resumptions: 0, uselessFrames: 0, linksLost: 0 };
+  readonly counters = { retransmittedBytes: 0, resumptions: 0, uselessFrames: 0, linksLost: 0, stalls: 0 };
 
   constructor(options: SessionOptions) {
     this.role = options.role;
     this.#maxStreams = options.maxStreams;
     this.#initialCredit = options.initialCredit;
+    this.#memory = options.memory ?? new MemoryBudget();
     this.#windowBytes = options.windowBytes ?? DEFAULT_WINDOW_BYTES;
+    this.#maxWindowBytes = options.maxWindowBytes ?? options.windowBytes ?? DEFAULT_MAX_WINDOW_BYTES;
     this.#sendBufferBytes = Math.max(MIN_SEND_BUFFER_BYTES, options.sendBufferBytes ?? DEFAULT_SEND_BUFFER_BYTES);
     this.#heartbeatIntervalMs = options.heartbeatIntervalMs ?? 10_000;
     this.#heartbeatTimeoutMs = options.heartbeatTimeoutMs ?? 25_000;
@@ -157,6 +187,21 @@ export class Session {
     return bytes;
   }
 
+  /** Bytes that peers may make this end hold: received and not consumed, or promised and still to come. */
+  get windowBytes(): number {
+    return this.#windowBytesInUse;
+  }
+
+  /** Bytes held for sending: not sent, or sent and not acknowledged. */
+  get queueBytes(): number {
+    return this.#queueBytes;
+  }
+
+  /** Streams that have bytes to send and no credit, now; `counters.stalls` counts how often that came about. */
+  get stalledStreams(): number {
+    return this.#stalledStreams;
+  }
+
   /** Smoothed round trip of a link in milliseconds, once measured. */
   roundTripMs(link: number): number | undefined {
     return this.#links.get(link)?.roundTripMs;
@@ -175,17 +220,22 @@ export class Session {
     const link = this.#leastLoaded();
     if (link === undefined) return "noLink";
     const id = this.#lastStream + 1;
-    const openFrame = encodeFrame({ type: "open", stream: id, ...request, limit: this.#windowBytes });
+    const window = this.#newWindow();
+    const limit = window.size(this.#memory, 0);
+    const openFrame = encodeFrame({ type: "open", stream: id, ...request, limit });
     this.#lastStream = id;
     const stream = new Stream({
       id,
       sendLimit: this.#initialCredit,
       sendBufferBytes: this.#sendBufferBytes,
-      receive: new ReceiveBuffer(this.#windowBytes, this.#windowBytes),
+      receive: new ReceiveBuffer(limit, limit),
+      window,
+      memory: this.#memory,
       openFrame,
     });
     stream.owesOpen = true;
     this.#streams.set(id, stream);
+    this.#account(stream);
     this.#assign(stream, link);
     this.#schedule(stream);
     return id;
@@ -218,7 +268,9 @@ export class Session {
     if (this.role === "agent" && stream.phase === "opening") throw new Error("write before accept");
     stream.send.append(bytes);
     this.#schedule(stream);
+    this.#account(stream);
     stream.blocked = !stream.writable;
+    if (stream.blocked) this.#account(stream);
     return !stream.blocked;
   }
 
@@ -242,9 +294,14 @@ export class Session {
     const stream = this.#streams.get(id);
     if (stream === undefined || stream.phase === "resetting") return;
     stream.receive.consume(count);
+    this.#account(stream);
+    stream.fitWindow();
     if (stream.receive.creditDue) {
       stream.owesCredit = true;
       this.#schedule(stream);
+    } else if (stream.receive.untold > 0) {
+      this.#untold.add(stream);
+      this.#tellAt ??= this.#now + TELL_DELAY_MS;
     }
   }
 
@@ -288,6 +345,7 @@ export class Session {
         this.#emit({ type: "reset", stream: stream.id, code: resetCodeOf(code), by: "session" });
       }
       stream.send.clear();
+      this.#release(stream);
     }
     this.#streams.clear();
     for (const link of this.#links.values()) this.#emit({ type: "linkLost", link: link.id, code, reason });
@@ -303,6 +361,7 @@ export class Session {
   attach(id: number, now: number): void {
     if (this.#ended) throw new Error("the session has ended");
     if (this.#links.has(id)) throw new Error("the link is attached already");
+    this.#now = now;
     const link = new LinkState(id, now, this.#heartbeatIntervalMs);
     this.#links.set(id, link);
     if (this.#detachedAt !== undefined) this.counters.resumptions += 1;
@@ -343,6 +402,7 @@ export class Session {
   receive(id: number, message: Uint8Array, now: number): void {
     const link = this.#links.get(id);
     if (link === undefined) return;
+    this.#now = now;
     link.lastReceivedAt = now;
     let stream = 0;
     try {
@@ -360,6 +420,7 @@ export class Session {
   poll(id: number, writer: FrameWriter, now: number): void {
     const link = this.#links.get(id);
     if (link === undefined) return;
+    this.#now = now;
     if (!this.#writeControl(link, writer, now)) return;
     this.#writeData(link, writer);
   }
@@ -382,7 +443,7 @@ export class Session {
   nextTimeout(): number | undefined {
     if (this.#ended) return undefined;
     if (this.#detachedAt !== undefined) return this.#detachedAt + this.#resumeTimeoutMs;
-    let next: number | undefined;
+    let next = this.#tellAt;
     for (const link of this.#links.values()) {
       const due = Math.min(link.nextPingAt, link.lastReceivedAt + this.#heartbeatTimeoutMs);
       if (next === undefined || due < next) next = due;
@@ -392,10 +453,12 @@ export class Session {
 
   tick(now: number): void {
     if (this.#ended) return;
+    this.#now = now;
     if (this.#detachedAt !== undefined) {
       if (now >= this.#detachedAt + this.#resumeTimeoutMs) this.close(CloseCode.timeout, "not resumed in time");
       return;
     }
+    if (this.#tellAt !== undefined && now >= this.#tellAt) this.#tell();
     for (const link of this.#links.values()) {
       if (now >= link.lastReceivedAt + this.#heartbeatTimeoutMs) {
         this.#emit({ type: "linkLost", link: link.id, code: CloseCode.timeout, reason: "nothing heard" });
@@ -443,6 +506,7 @@ export class Session {
         if (stream === undefined || stream.phase === "resetting") return this.#countUseless(now);
         if (this.role === "edge" && stream.phase === "opening") throw new ProtocolError("end before accept");
         stream.receive.end(frame.offset);
+        this.#account(stream);
         this.#deliverEnd(stream);
         return;
       }
@@ -515,8 +579,7 @@ export class Session {
         return;
       case "pong":
         if (link.pingSentAt !== undefined && frame.token === link.pingToken) {
-          const sample = now - link.pingSentAt;
-          link.roundTripMs = link.roundTripMs === undefined ? sample : link.roundTripMs * 0.875 + sample * 0.125;
+          link.measured(now - link.pingSentAt);
           link.pingSentAt = undefined;
         } else {
           this.#countUseless(now);
@@ -556,9 +619,12 @@ export class Session {
       sendLimit: open.limit,
       sendBufferBytes: this.#sendBufferBytes,
       receive: new ReceiveBuffer(this.#initialCredit, this.#windowBytes),
+      window: this.#newWindow(),
+      memory: this.#memory,
       openMessage: open,
     });
     this.#streams.set(stream.id, stream);
+    this.#account(stream);
     this.#assign(stream, link);
     this.#emit({ type: "open", ...open });
   }
@@ -572,8 +638,11 @@ export class Session {
       return;
     }
     if (!(request ? this.#takeRequest(stream, link, frame) : this.#takeAnswer(stream, frame))) {
-      // Overtaken: where to continue is known from a newer frame.
+      // Overtaken: where to continue is known from a newer frame. Its credit holds all the same, and is not told again.
       this.#countUseless(now);
+      if (stream.phase === "resetting") return;
+      this.#acknowledge(stream, frame);
+      this.#removeIfFinished(stream);
       return;
     }
     if (request) this.#charge(now);
@@ -648,10 +717,58 @@ export class Session {
   #raiseLimit(stream: Stream, limit: number): void {
     if (limit > stream.sendLimit) stream.sendLimit = limit;
     this.#schedule(stream);
+    this.#account(stream);
     if (stream.blocked && stream.writable) {
       stream.blocked = false;
+      this.#account(stream);
       this.#emit({ type: "writable", stream: stream.id });
     }
+  }
+
+  #newWindow(): ReceiveWindow {
+    return new ReceiveWindow({ startBytes: this.#windowBytes, maxBytes: this.#maxWindowBytes });
+  }
+
+  /** Streams that consumed little have waited long enough: their peers may let go of it. */
+  #tell(): void {
+    this.#tellAt = undefined;
+    for (const stream of this.#untold) {
+      if (stream.receive.untold === 0) continue;
+      stream.owesCredit = true;
+      this.#schedule(stream);
+    }
+    this.#untold.clear();
+  }
+
+  // ── memory ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  /** Follows every change of what a stream holds, has promised or lacks. A stream that is reset holds nothing more. */
+  #account(stream: Stream): void {
+    if (stream.phase === "resetting") return this.#release(stream);
+    this.#setAccount(stream, stream.receive.promised, stream.send.size);
+    const { accounted } = stream;
+    if (accounted.stalled === stream.stalled) return;
+    accounted.stalled = stream.stalled;
+    this.#stalledStreams += accounted.stalled ? 1 : -1;
+    if (accounted.stalled) this.counters.stalls += 1;
+  }
+
+  #release(stream: Stream): void {
+    this.#setAccount(stream, 0, 0);
+    if (stream.accounted.stalled) this.#stalledStreams -= 1;
+    stream.accounted.stalled = false;
+    this.#untold.delete(stream);
+  }
+
+  #setAccount({ accounted }: Stream, windowBytes: number, queueBytes: number): void {
+    const windowChange = windowBytes - accounted.windowBytes;
+    const queueChange = queueBytes - accounted.queueBytes;
+    if (windowChange === 0 && queueChange === 0) return;
+    accounted.windowBytes = windowBytes;
+    accounted.queueBytes = queueBytes;
+    this.#windowBytesInUse += windowChange;
+    this.#queueBytes += queueChange;
+    this.#memory.adjust(windowChange + queueChange);
   }
 
   #deliverEnd(stream: Stream): void {
@@ -741,6 +858,8 @@ export class Session {
     stream.phase = "resetting";
     stream.resetCode = code;
     stream.send.clear();
+    stream.receive.clear();
+    this.#release(stream);
     stream.owesReset = true;
     this.#schedule(stream);
   }
@@ -756,6 +875,7 @@ export class Session {
     this.#useless.give(LATE_FRAMES_PER_STREAM);
     this.#assign(stream, undefined);
     stream.send.clear();
+    this.#release(stream);
   }
 
   /** Puts a stream into the lists of its link that it belongs to. */
@@ -807,8 +927,9 @@ export class Session {
       if (!writer.fits(MAX_QUEUED_CONTROL_BYTES)) return false;
       const stream = link.control.shift();
       if (stream === undefined) break;
-      const frame = stream.nextControlFrame();
+      const frame = stream.nextControlFrame(now);
       if (frame !== undefined) writer.put(frame);
+      this.#account(stream);
       this.#schedule(stream);
       this.#removeIfFinished(stream);
     }
@@ -834,6 +955,7 @@ export class Session {
         }
         stream.cursor = end;
         if (end > stream.highestSent) stream.highestSent = end;
+        this.#account(stream);
       }
       if (stream.ending && !stream.endSent && stream.cursor === stream.send.queued && writer.fits(END_FRAME_BYTES)) {
         stream.endSent = true;

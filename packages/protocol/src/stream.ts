@@ -15,8 +15,10 @@
 import type { ResetCode } from "./codes.ts";
 import { encodeFrame, MAX_DATA_BYTES, type ResumeFrame } from "./frame.ts";
 import type { LinkState } from "./link-state.ts";
+import type { MemoryBudget } from "./memory-budget.ts";
 import type { Open } from "./messages.ts";
 import type { ReceiveBuffer } from "./receive-buffer.ts";
+import type { ReceiveWindow } from "./receive-window.ts";
 import { SendBuffer } from "./send-buffer.ts";
 import { Turn } from "./turn-list.ts";
 
@@ -56,6 +58,8 @@ export class Stream {
   blocked = false;
 
   readonly receive: ReceiveBuffer;
+  /** How far `receive` lets the peer go. */
+  readonly window: ReceiveWindow;
   /** The `end` event was handed to the application. */
   endDelivered = false;
   /** The application has carried the peer's END out. */
@@ -86,6 +90,10 @@ export class Stream {
   readonly controlTurn = new Turn(this);
   readonly dataTurn = new Turn(this);
 
+  /** What the session has accounted for this stream so far; see `Session`. */
+  readonly accounted = { windowBytes: 0, queueBytes: 0, stalled: false };
+
+  readonly #memory: MemoryBudget;
   readonly #sendBufferBytes: number;
 
   constructor(options: {
@@ -93,6 +101,8 @@ export class Stream {
     sendLimit: number;
     sendBufferBytes: number;
     receive: ReceiveBuffer;
+    window: ReceiveWindow;
+    memory: MemoryBudget;
     openFrame?: Uint8Array;
     openMessage?: Open;
   }) {
@@ -102,6 +112,8 @@ export class Stream {
     this.sendLimit = options.sendLimit;
     this.#sendBufferBytes = options.sendBufferBytes;
     this.receive = options.receive;
+    this.window = options.window;
+    this.#memory = options.memory;
   }
 
   /** DATA or END can go out now. */
@@ -115,16 +127,22 @@ export class Stream {
     return Math.min(this.send.queued, this.sendLimit) - this.cursor;
   }
 
+  /** There are bytes, or an application that has some, and the peer gives no credit for them. */
+  get stalled(): boolean {
+    return this.cursor >= this.sendLimit && (this.send.queued > this.cursor || this.blocked);
+  }
+
   /**
-   * Whether the application may write: less is held than the peer has given credit for. The peer's word alone does not
-   * bound what is held, since it may give credit without end and acknowledge nothing.
+   * Whether the application may write: less is held than the peer has given credit for, and the process has memory. The
+   * peer's word alone does not bound what is held, since it may give credit without end and acknowledge nothing.
    */
   get writable(): boolean {
     return (
       !this.ending &&
       this.phase !== "resetting" &&
       this.send.queued < this.sendLimit &&
-      this.send.size < this.#sendBufferBytes
+      this.send.size < this.#sendBufferBytes &&
+      this.#memory.admits(this.send.size)
     );
   }
 
@@ -155,14 +173,16 @@ export class Stream {
 
   /** Bytes that this stream keeps in memory at this end. */
   get heldBytes(): number {
-    return this.send.size + this.receive.unconsumed;
+    return this.phase === "resetting" ? 0 : this.send.size + this.receive.unconsumed;
   }
 
   /**
    * The next control frame that is owed, and the debt paid; undefined when there is none. The order matters: OPEN
-   * before anything else, RESUME before the credit that refers to it.
+   * before anything else, RESUME before the credit that refers to it. What it tells of credit is that of `now`.
    */
-  nextControlFrame(): Uint8Array | undefined {
+  nextControlFrame(now: number): Uint8Array | undefined {
+    if (this.owesCredit) this.window.adapt(this.receive.consumed, now, this.link?.quietRoundTripMs);
+    this.fitWindow();
     if (this.owesReset) {
       this.owesReset = false;
       this.owesOpen = false;
@@ -178,7 +198,7 @@ export class Stream {
     }
     if (this.owesAccept) {
       this.owesAccept = false;
-      const { limit } = this.receive.announce();
+      const limit = this.receive.announceLimit();
       return encodeFrame({ type: "accept", stream: this.id, address: this.acceptedAddress, limit });
     }
     if (this.owesResume) {
@@ -198,6 +218,11 @@ export class Stream {
       return encodeFrame({ type: "credit", stream: this.id, ...this.receive.announce(), endConsumed });
     }
     return undefined;
+  }
+
+  /** Bounds the credit that is announced next by the memory of this moment. */
+  fitWindow(): void {
+    this.receive.setWindow(this.window.size(this.#memory, this.receive.consumed));
   }
 
   /** Payload of the next DATA frame in `max` bytes of frame payload. */

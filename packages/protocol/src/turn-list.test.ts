@@ -1,12 +1,22 @@
 import { describe, expect, it } from "vitest";
+import { MemoryBudget } from "./memory-budget.ts";
 import { ReceiveBuffer } from "./receive-buffer.ts";
+import { ReceiveWindow } from "./receive-window.ts";
 import { Stream } from "./stream.ts";
 import { TurnList } from "./turn-list.ts";
 
 const streams = (count: number) =>
   Array.from(
     { length: count },
-    (_, index) => new Stream({ id: index + 1, sendLimit: 0, sendBufferBytes: 0, receive: new ReceiveBuffer(0, 0) }),
+    (_, index) =>
+      new Stream({
+        id: index + 1,
+        sendLimit: 0,
+        sendBufferBytes: 0,
+        receive: new ReceiveBuffer(0, 0),
+        window: new ReceiveWindow({ startBytes: 0, maxBytes: 0 }),
+        memory: new MemoryBudget(),
+      }),
   );
 
 function drain(list: TurnList): number[] {

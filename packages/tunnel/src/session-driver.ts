@@ -213,6 +213,8 @@ export class SessionDriver {
     }
     this.#dispatch();
     for (const link of this.#links.values()) this.#fill(link);
+    // What was done may have brought the next time-out forward.
+    this.#arm();
   };
 
   #fill(link: Link): void {
