@@ -441,18 +441,28 @@ describe("a session", () => {
   test("the honest partner was served all the time", expectHonestService);
 });
 
-test("who broke the protocol is kept out for a while, where it came from and nowhere else", async () => {
-  const source = freshSource();
-  const agent = await RawAgent.connect(other, source);
-  agent.hello();
-  await agent.awaitFrame("welcome");
-  agent.send(validFrames.open);
-  expect(await agent.closeCode()).toBe(4400);
-  await expect(RawAgent.connect(other, source)).rejects.toMatchObject({
-    reason: expect.stringMatching(RESET_BEFORE_TLS),
-  });
-  expect((await RawAgent.greeted(other)).frames).toHaveLength(1);
-});
+test.each<[what: string, isGreeted: boolean, breach: (agent: RawAgent) => void, code: number]>([
+  ["the protocol", true, (agent) => agent.send(validFrames.open), 4400],
+  ["the protocol before its greeting", false, (agent) => agent.send(validFrames.ping), 4400],
+  ["WebSocket", true, (agent) => agent.sendRaw(Buffer.from([0xa2, 0x80, 0, 0, 0, 0])), 1002],
+  ["WebSocket before its greeting", false, (agent) => agent.sendRaw(Buffer.from([0xa2, 0x80, 0, 0, 0, 0])), 1002],
+])(
+  "who broke %s is kept out for a while, where it came from and nowhere else",
+  async (_what, isGreeted, breach, code) => {
+    const source = freshSource();
+    const agent = await RawAgent.connect(other, source);
+    if (isGreeted) {
+      agent.hello();
+      await agent.awaitFrame("welcome");
+    }
+    breach(agent);
+    expect(await agent.closeCode()).toBe(code);
+    await expect(RawAgent.connect(other, source)).rejects.toMatchObject({
+      reason: expect.stringMatching(RESET_BEFORE_TLS),
+    });
+    expect((await RawAgent.greeted(other)).frames).toHaveLength(1);
+  },
+);
 
 test("links that never greet leave the edge room for other clients", async () => {
   const silent: RawAgent[] = [];

@@ -139,7 +139,8 @@ export class AgentSessions {
       },
       onFailed: (end) => {
         this.#greeting.delete(link);
-        this.#options.log.info(
+        if (end.breach) this.#options.onViolation(peer.remoteAddress);
+        this.#options.log[end.breach ? "warn" : "info"](
           { client: peer.client, remote: peer.remoteAddress, code: end.code, reason: end.reason },
           "link closed before its greeting",
         );
@@ -248,7 +249,10 @@ export class AgentSessions {
     if (link.dead) return false;
     const survivor = rivals.find((rival, at) => alive[at] && this.#sessions.has(rival.id));
     if (survivor !== undefined) {
-      this.#options.log.warn(this.#names(survivor), "another process presents the name of an agent that is connected");
+      this.#options.log.warn(
+        { ...this.#names(survivor), remote: link.remoteAddress },
+        "another process presents the name of an agent that is connected",
+      );
       link.close(CloseCode.replaced, "the agent's name is in use by a process that is alive");
       return false;
     }
@@ -324,17 +328,24 @@ export class AgentSessions {
         if (end.code !== CloseCode.renewed) this.counters.linksLost += 1;
         // An agent that says goodbye does not return: nobody waits for it.
         if (end.code === CloseCode.drain && session.links === 0) driver.close(CloseCode.drain, "agent has left");
-        log.info({ ...this.#names(session), code: end.code, reason: end.reason, links: session.links }, "link closed");
+        const { code, reason } = end;
+        const facts = { ...this.#names(session), remote: link.remoteAddress, code, reason, links: session.links };
+        // A session that ended for it has punished its source already.
+        const isNews = end.breach && !core.ended;
+        if (isNews) this.#options.onViolation(link.remoteAddress);
+        log[isNews ? "warn" : "info"](facts, "link closed");
       },
       onEnded: (code, reason) => {
         this.#sessions.delete(session.id);
-        if (violations.has(code)) {
-          for (const link of session.tokenOfLink.keys()) this.#options.onViolation(link.remoteAddress);
-        }
+        const isViolation = violations.has(code);
+        const remote = [...new Set([...session.tokenOfLink.keys()].map((link) => link.remoteAddress))];
+        if (isViolation) remote.forEach((address) => this.#options.onViolation(address));
         this.counters.resumptions += core.counters.resumptions;
         this.counters.retransmittedBytes += core.counters.retransmittedBytes;
         this.counters.stalls += core.counters.stalls;
-        log.info({ ...this.#names(session), code, reason }, "session ended");
+        const facts = { ...this.#names(session), code, reason };
+        if (isViolation) log.warn({ ...facts, remote }, "session ended");
+        else log.info(facts, "session ended");
         onChange();
       },
     });

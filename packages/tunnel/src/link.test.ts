@@ -117,8 +117,27 @@ describe("a link", () => {
     const { agentSocket, received, edgeEnd } = await connectLinks();
     agentSocket.write(messages([new Uint8Array(MAX_FRAME_BYTES + 1)]));
     const end = await withDeadline(edgeEnd, { what: "close" });
-    expect(end.reason).toBe("WS_ERR_UNSUPPORTED_MESSAGE_LENGTH");
+    expect(end).toEqual({ code: 1009, reason: "WS_ERR_UNSUPPORTED_MESSAGE_LENGTH", breach: true });
     expect(received).toEqual([]);
+  });
+
+  test("says that its peer broke WebSocket, with the code of RFC 6455", async () => {
+    const { agentSocket, edgeEnd } = await connectLinks();
+    // A reserved bit (RFC 6455 §5.2).
+    agentSocket.write(Buffer.from([0xa2, 0x80, 0, 0, 0, 0]));
+    const end = await withDeadline(edgeEnd, { what: "close" });
+    expect(end).toEqual({ code: 1002, reason: "WS_ERR_UNEXPECTED_RSV_2_3", breach: true });
+  });
+
+  test.for([
+    [CloseCode.protocol, true],
+    [CloseCode.policy, false],
+  ] as const)("that closes with %i keeps its own reason, whatever the peer answers", async ([code, breach]) => {
+    const { edge, agentSocket, edgeEnd } = await connectLinks();
+    edge.close(code, "said here");
+    // A close frame with 4000: nothing is wrong, it says.
+    agentSocket.write(Buffer.from([0x88, 0x82, 0, 0, 0, 0, 0x0f, 0xa0]));
+    expect(await withDeadline(edgeEnd, { what: "close" })).toEqual({ code, reason: "said here", breach });
   });
 
   test("ends when its connection is cut, with a reason", async () => {

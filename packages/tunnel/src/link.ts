@@ -7,6 +7,7 @@
 import type { TLSSocket } from "node:tls";
 import { CloseCode, FrameWriter } from "@sallyport/protocol";
 import type { WebSocket } from "ws";
+import { unmapAddress } from "./source-prefix.ts";
 import { agentFraming, edgeFraming } from "./web-socket-framing.ts";
 
 /** What a link is made of; both sockets belong to the link from then on. */
@@ -20,7 +21,21 @@ export interface LinkEnd {
   readonly code: number | undefined;
   /** In words fit for a log. */
   readonly reason: string;
+  /** This end closed because of what the peer sent: it broke the protocol, or WebSocket (RFC 6455). */
+  readonly breach: boolean;
 }
+
+/** Closing with one of these blames the peer. */
+const breaches: ReadonlySet<number> = new Set([CloseCode.protocol, CloseCode.tooLarge, CloseCode.budget]);
+
+/** With which `ws` closes for what it calls by these names (RFC 6455 §7.4.1); for all others with `PROTOCOL_ERROR`. */
+const webSocketCodes: Readonly<Record<string, number>> = {
+  WS_ERR_INVALID_UTF8: 1007,
+  WS_ERR_TOO_MANY_BUFFERED_PARTS: 1008,
+  WS_ERR_UNSUPPORTED_DATA_PAYLOAD_LENGTH: 1009,
+  WS_ERR_UNSUPPORTED_MESSAGE_LENGTH: 1009,
+};
+const PROTOCOL_ERROR = 1002;
 
 /** The frames of one write: four TLS records. More saves nothing, less costs a system call per record. */
 const WRITE_BYTES = 65_536;
@@ -31,6 +46,8 @@ export class Link {
   /** Unique in the process. */
   readonly id: number;
   readonly openedAt: number;
+  /** As the kernel named it when the link began; an IPv4 address mapped into IPv6 is shown as IPv4. */
+  readonly remoteAddress: string;
   /** Every whole message, until the link is dead. Replaced by whoever takes the link over. */
   onMessage: (message: Uint8Array) => void = () => undefined;
   /** Once, when the transport is gone. */
@@ -48,11 +65,14 @@ export class Link {
   #dead = false;
   #closed = false;
   #failure: string | undefined;
+  /** What this end said when it closed. A peer that answers with another code, or not at all, does not change the reason. */
+  #own: { readonly code: CloseCode; readonly reason: string } | undefined;
 
   constructor(transport: LinkTransport, role: "edge" | "agent") {
     this.id = nextId;
     nextId += 1;
     this.openedAt = performance.now();
+    this.remoteAddress = unmapAddress(transport.socket.remoteAddress ?? "");
     this.#webSocket = transport.webSocket;
     this.#socket = transport.socket;
     // The buffer is reused: the next write starts when the socket has finished with the last.
@@ -71,10 +91,6 @@ export class Link {
   /** A write is under way; frames wait where they are until it is through. */
   get writing(): boolean {
     return this.#writing;
-  }
-
-  get remoteAddress(): string {
-    return this.#socket.remoteAddress ?? "";
   }
 
   /**
@@ -101,6 +117,7 @@ export class Link {
   close(code: CloseCode, reason: string): void {
     if (this.#dead) return;
     this.#dead = true;
+    this.#own = { code, reason };
     // A close frame holds at most 123 bytes of reason (RFC 6455 §5.5).
     this.#webSocket.close(code, reason.slice(0, 120));
   }
@@ -131,7 +148,16 @@ export class Link {
     if (this.#closed) return;
     this.#closed = true;
     this.#dead = true;
+    if (this.#own !== undefined) {
+      this.onClosed({ ...this.#own, breach: breaches.has(this.#own.code) });
+      return;
+    }
+    const failure = this.#failure;
+    if (failure?.startsWith("WS_ERR_") === true) {
+      this.onClosed({ code: webSocketCodes[failure] ?? PROTOCOL_ERROR, reason: failure, breach: true });
+      return;
+    }
     const printable = reason.replace(/[^\x20-\x7e]/g, "?").slice(0, 123);
-    this.onClosed({ code, reason: this.#failure ?? (printable === "" ? "connection lost" : printable) });
+    this.onClosed({ code, reason: failure ?? (printable === "" ? "connection lost" : printable), breach: false });
   }
 }
