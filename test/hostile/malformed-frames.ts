@@ -127,12 +127,13 @@ export function malformedFrames(): MalformedFrame[] {
   return frames;
 }
 
-/** The msgpack encoder of JavaScript objects cannot write these, so the map is put together by hand. */
-function spoiledKey(type: (typeof controlTypes)[number], key: string): Uint8Array {
+/** A message with one key more. The msgpack encoder of JavaScript objects cannot write these, so the map is put together by hand. */
+export function spoiledKey(type: (typeof controlTypes)[number], key: string): Uint8Array {
   return handMadeMap(type, [...Object.entries(fields(type)), [key, { polluted: true }]]);
 }
 
-function repeatedKey(type: (typeof controlTypes)[number]): Uint8Array {
+/** A message whose first key comes again at its end. */
+export function repeatedKey(type: (typeof controlTypes)[number]): Uint8Array {
   const entries = Object.entries(fields(type));
   return handMadeMap(type, [...entries, entries[0]!]);
 }

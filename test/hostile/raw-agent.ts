@@ -129,6 +129,7 @@ export class RawAgent {
   async awaitFrame<Type extends Frame["type"]>(
     type: Type,
     matches: (frame: Extract<Frame, { type: Type }>) => boolean = () => true,
+    timeoutMs = 5_000,
   ): Promise<Extract<Frame, { type: Type }>> {
     type Wanted = Extract<Frame, { type: Type }>;
     let look: () => void = () => undefined;
@@ -141,7 +142,7 @@ export class RawAgent {
     this.#waiters.add(look);
     look();
     try {
-      return await withDeadline(found, { what: `frame ${type}`, timeoutMs: 5_000 });
+      return await withDeadline(found, { what: `frame ${type}`, timeoutMs });
     } finally {
       this.#waiters.delete(look);
     }

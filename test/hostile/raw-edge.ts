@@ -27,6 +27,8 @@ export class RawLink {
   readonly hello: Hello;
   /** Everything from the agent after HELLO, oldest first. */
   readonly frames: Frame[] = [];
+  /** An edge that is to be believed for longer than a heartbeat has to. */
+  answersPings = true;
   readonly ended: Promise<{ readonly code: number; readonly reason: string }>;
   /** Look at the frames again. */
   readonly #waiters = new Set<() => void>();
@@ -44,8 +46,7 @@ export class RawLink {
     try {
       const frame = decodeFrame(message);
       this.frames.push(frame);
-      // An edge that is to be believed for longer than a heartbeat has to answer.
-      if (frame.type === "ping") this.send({ type: "pong", token: frame.token });
+      if (frame.type === "ping" && this.answersPings) this.send({ type: "pong", token: frame.token });
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error;
     }
@@ -59,8 +60,8 @@ export class RawLink {
   }
 
   /** As a friendly edge would. */
-  welcome(): void {
-    const session = this.hello.session === "" ? "5e".repeat(16) : this.hello.session;
+  welcome(newSession = "5e".repeat(16)): void {
+    const session = this.hello.session === "" ? newSession : this.hello.session;
     const resumed = this.hello.session !== "";
     this.send({ type: "welcome", edge: "hostile", session, resumed, features: [], resumeTimeoutMs: 1_000 });
   }

@@ -28,6 +28,8 @@ export interface SallyportPairOptions {
   readonly agentConfig?: Readonly<Record<string, unknown>>;
   /** What the pairing line says instead of the tunnel's own address, such as a relay's. */
   readonly publicAddress?: (tunnelPort: number) => string | Promise<string>;
+  /** Hears every line of both programs' standard output, of which the processes keep the last ones only. */
+  readonly onLine?: (program: "edge" | "agent", line: string) => void;
   /** The Node binary that runs both programs. Default: `SALLYPORT_TEST_NODE`, else the one that runs the test. */
   readonly nodePath?: string;
 }
@@ -272,7 +274,7 @@ export class SallyportPair {
   }
 
   async #serveEdge(configPath: string, metricsPort: number): Promise<PairedProgram> {
-    const edge = await this.#startProgram([edgeProgram, "serve"], configPath, metricsPort, this.#edgeRecords);
+    const edge = await this.#startProgram("edge", configPath, metricsPort);
     try {
       await edge.process.waitForLine(/"msg":"ready"/);
       return edge;
@@ -283,20 +285,20 @@ export class SallyportPair {
   }
 
   #runAgent(configPath: string, metricsPort: number): Promise<PairedProgram> {
-    return this.#startProgram([agentProgram, "run"], configPath, metricsPort, this.#agentRecords);
+    return this.#startProgram("agent", configPath, metricsPort);
   }
 
-  async #startProgram(
-    command: readonly string[],
-    configPath: string,
-    metricsPort: number,
-    records: ConnectionRecords,
-  ): Promise<PairedProgram> {
+  async #startProgram(program: "edge" | "agent", configPath: string, metricsPort: number): Promise<PairedProgram> {
+    const command = program === "edge" ? [edgeProgram, "serve"] : [agentProgram, "run"];
+    const records = program === "edge" ? this.#edgeRecords : this.#agentRecords;
     const testProcess = await TestProcess.start({
       command: this.#nodePath,
       args: [...command, "--config", configPath],
       cwd: this.directory,
-      onLine: records.take,
+      onLine: (line) => {
+        records.take(line);
+        this.#options.onLine?.(program, line);
+      },
     });
     return { process: testProcess, configPath, metricsPort };
   }
