@@ -18,6 +18,8 @@ export interface PairOptions {
   readonly linkBytes?: number;
   /** Keeps every frame that is sent in `transcript`. Default false. */
   readonly capture?: boolean;
+  /** Hears of every frame when it is sent, and again when it has arrived and before it is handled. */
+  readonly observe?: (what: "sent" | "arrived", frame: SentFrame) => void;
 }
 
 export interface LinkLoss {
@@ -77,6 +79,7 @@ export class Pair {
   /** Called for every frame when it is sent; true loses its link before the frame arrives. */
   loseAt: ((sent: SentFrame) => boolean) | undefined;
   readonly #capture: boolean;
+  readonly #observe: PairOptions["observe"];
   readonly #latencyMs: number;
   readonly #linkBytes: number;
   readonly #writer = new FrameWriter(new Uint8Array(65_536), lengthFraming);
@@ -94,6 +97,7 @@ export class Pair {
     this.edge.peer = this.agent;
     this.agent.peer = this.edge;
     this.#capture = options.capture ?? false;
+    this.#observe = options.observe;
     this.#latencyMs = options.latencyMs ?? 10;
     this.#linkBytes = options.linkBytes ?? DEFAULT_LINK_BYTES;
     for (let count = options.links ?? 1; count > 0; count -= 1) this.addLink();
@@ -219,6 +223,11 @@ export class Pair {
       this.#inFlight.shift();
       message.link.inFlightBytes[message.to] -= message.bytes.length;
       if (message.link.attached[message.to]) {
+        this.#observe?.("arrived", {
+          from: otherSide(message.to),
+          link: message.link.id,
+          frame: decodeFrame(message.bytes),
+        });
         this.end(message.to).session.receive(message.link.id, message.bytes, this.now);
         this.#dispatch();
       }
@@ -296,8 +305,9 @@ export class Pair {
 
   #sent(from: Side, link: SimulatedLink, bytes: Uint8Array): void {
     const to = otherSide(from);
-    if (this.#capture || this.loseAt !== undefined) {
+    if (this.#capture || this.loseAt !== undefined || this.#observe !== undefined) {
       const sent: SentFrame = { from, link: link.id, frame: decodeFrame(bytes) };
+      this.#observe?.("sent", sent);
       if (this.#capture) this.transcript.push(sent);
       if (!link.lost && this.loseAt?.(sent) === true) this.loseLink(link.id);
     }
