@@ -6,7 +6,7 @@
  * PROPERTY_RUNS sets how many schedules are played. A failure prints its seed and its shortest schedule; how often each
  * thing happened is printed, and has to be often.
  */
-import { CloseCode, ResetCode } from "@sallyport/protocol";
+import { CloseCode, MemoryBudget, ResetCode } from "@sallyport/protocol";
 import * as fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { CreditAccount } from "../support/credit-account.ts";
@@ -18,6 +18,8 @@ const runs = Number(process.env["PROPERTY_RUNS"] ?? 2_000);
 const WINDOW_BYTES = 8_192;
 const CHUNK_BYTES = 3_000;
 const INITIAL_CREDIT = 4_096;
+/** One frame, which each direction of a stream has however little memory there is. */
+const FRAME_BYTES = 16_384;
 
 const side = fc.constantFrom<Side>("edge", "agent");
 /** Which of the streams so far; taken modulo their number. */
@@ -76,6 +78,8 @@ type Step = typeof step | typeof stormStep extends fc.Arbitrary<infer T> ? T : n
 
 const setup = fc.record({
   links: fc.integer({ min: 1, max: 4 }),
+  /** Of each end; undefined: windows of a fixed size. */
+  memoryBytes: fc.constantFrom(undefined, undefined, 0, 100_000, 3_000_000),
   latencyMs: fc.integer({ min: 0, max: 50 }),
   autoAccept: fc.boolean(),
   autoConsume: fc.boolean(),
@@ -176,14 +180,24 @@ function play(pair: Pair, step: Step, resumable: boolean): void {
   }
 }
 
-function expectBoundedMemory(pair: Pair): void {
-  for (const { session } of [pair.edge, pair.agent]) {
-    const perStream = WINDOW_BYTES + CHUNK_BYTES + WINDOW_BYTES;
-    expect(session.heldBytes).toBeLessThanOrEqual(session.streamCount * perStream);
+/** The memory of both ends. */
+type Memory = Readonly<Record<Side, MemoryBudget>> | undefined;
+
+function expectBoundedMemory(pair: Pair, memory: Memory): void {
+  for (const { session, side } of [pair.edge, pair.agent]) {
+    if (memory === undefined) {
+      const perStream = WINDOW_BYTES + CHUNK_BYTES + WINDOW_BYTES;
+      expect(session.heldBytes).toBeLessThanOrEqual(session.streamCount * perStream);
+      continue;
+    }
+    const { limitBytes, usedBytes } = memory[side];
+    expect(session.heldBytes).toBeLessThanOrEqual(usedBytes);
+    expect(usedBytes).toBe(session.windowBytes + session.queueBytes);
+    expect(usedBytes).toBeLessThanOrEqual(limitBytes + session.streamCount * (FRAME_BYTES + CHUNK_BYTES));
   }
 }
 
-function finishEverything(pair: Pair): void {
+function finishEverything(pair: Pair, memory: Memory): void {
   for (const link of pair.liveLinks) {
     pair.unstall(link, "edge");
     pair.unstall(link, "agent");
@@ -206,38 +220,54 @@ function finishEverything(pair: Pair): void {
   // A second round for streams whose OPEN came only now.
   for (const stream of pair.agent.streams.values()) if (!stream.over) pair.agent.end(stream.id);
   pair.settle();
+  if (memory === undefined) return;
+  // Where there is little memory, credit for a few bytes waits for its time.
+  const streams = () => pair.edge.session.streamCount + pair.agent.session.streamCount;
+  for (let rounds = 0; streams() > 0 && rounds < 1_000; rounds += 1) pair.run(1_000);
 }
 
-function newPair(options: { links: number; latencyMs: number; resumeTimeoutMs: number }): Pair {
-  const credit = new CreditAccount(INITIAL_CREDIT);
-  const session = { windowBytes: WINDOW_BYTES, resumeTimeoutMs: options.resumeTimeoutMs };
+function newPair(options: {
+  links: number;
+  latencyMs: number;
+  resumeTimeoutMs: number;
+  memoryBytes: number | undefined;
+}): { pair: Pair; memory: Memory } {
+  const { memoryBytes, resumeTimeoutMs } = options;
+  const memory: Memory =
+    memoryBytes === undefined
+      ? undefined
+      : { edge: new MemoryBudget(memoryBytes), agent: new MemoryBudget(memoryBytes) };
+  const initialCredit = memory === undefined ? INITIAL_CREDIT : FRAME_BYTES;
+  const credit = new CreditAccount(initialCredit);
+  const session = (side: Side) =>
+    memory === undefined ? { windowBytes: WINDOW_BYTES, resumeTimeoutMs } : { memory: memory[side], resumeTimeoutMs };
   const pair = new Pair({
     links: options.links,
     latencyMs: options.latencyMs,
-    initialCredit: INITIAL_CREDIT,
+    initialCredit,
     observe: (what, { from, frame }) => credit.observe(what, from, frame),
     maxStreams: 12,
-    edge: session,
+    edge: session("edge"),
     // What has ended at the edge may not have ended at the agent yet: at the very limit an OPEN can be refused.
-    agent: { ...session, maxStreams: 1_000 },
+    agent: { ...session("agent"), maxStreams: 1_000 },
   });
   for (const application of [pair.edge, pair.agent]) application.chunkBytes = CHUNK_BYTES;
-  return pair;
+  return { pair, memory };
 }
 
 describe("random schedules", () => {
   it(`keep every byte and leave nothing behind when links come back (${runs} schedules)`, { timeout: 600_000 }, () => {
     fc.assert(
-      fc.property(setup, ({ links, latencyMs, autoAccept, autoConsume, steps }) => {
-        const pair = newPair({ links, latencyMs, resumeTimeoutMs: 1e9 });
+      fc.property(setup, ({ links, latencyMs, memoryBytes, autoAccept, autoConsume, steps }) => {
+        const { pair, memory } = newPair({ links, latencyMs, memoryBytes, resumeTimeoutMs: 1e9 });
         pair.agent.autoAccept = autoAccept;
         pair.edge.autoConsume = autoConsume;
         pair.agent.autoConsume = autoConsume;
         for (const step of steps) {
           play(pair, step, true);
-          expectBoundedMemory(pair);
+          expectBoundedMemory(pair, memory);
         }
-        finishEverything(pair);
+        finishEverything(pair, memory);
 
         coverage.schedules += 1;
         for (const { session, streams } of [pair.edge, pair.agent]) {
@@ -250,6 +280,7 @@ describe("random schedules", () => {
         }
         expect(pair.edge.session.ended || pair.agent.session.ended).toBe(false);
         expect([pair.edge.session.streamCount, pair.agent.session.streamCount]).toEqual([0, 0]);
+        expect([memory?.edge.usedBytes ?? 0, memory?.agent.usedBytes ?? 0]).toEqual([0, 0]);
         const refused = new Set<ModelStream>();
         for (const atEdge of pair.edge.streams.values()) {
           const atAgent = pair.agent.streams.get(atEdge.id);
@@ -284,12 +315,15 @@ describe("random schedules", () => {
     timeout: 600_000,
   }, () => {
     fc.assert(
-      fc.property(setup, fc.boolean(), ({ links, latencyMs, autoAccept, autoConsume, steps }, drain) => {
-        const pair = newPair({ links, latencyMs, resumeTimeoutMs: 60_000 });
+      fc.property(setup, fc.boolean(), ({ links, latencyMs, memoryBytes, autoAccept, autoConsume, steps }, drain) => {
+        const { pair, memory } = newPair({ links, latencyMs, memoryBytes, resumeTimeoutMs: 60_000 });
         pair.agent.autoAccept = autoAccept;
         pair.edge.autoConsume = autoConsume;
         pair.agent.autoConsume = autoConsume;
-        for (const step of steps) play(pair, step, false);
+        for (const step of steps) {
+          play(pair, step, false);
+          expectBoundedMemory(pair, memory);
+        }
         if (drain && !pair.agent.session.ended) pair.agent.session.goAway(CloseCode.drain, "maintenance");
         for (const link of pair.liveLinks) pair.loseLink(link, { agentNoticesMs: undefined });
         pair.run(300_000);
