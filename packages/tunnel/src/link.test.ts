@@ -121,6 +121,39 @@ describe("a link", () => {
     expect(received).toEqual([]);
   });
 
+  test("takes a message in TLS records of 1 KiB, as some peers cut theirs", async () => {
+    const { edge, agentSocket, received } = await connectLinks();
+    const arrived = new Promise<void>((resolve) => {
+      const before = edge.onMessage;
+      edge.onMessage = (message) => {
+        before(message);
+        resolve();
+      };
+    });
+    const message = messages([new Uint8Array(MAX_FRAME_BYTES).fill(3)]);
+    agentSocket.setMaxSendFragment(1_024);
+    agentSocket.write(message);
+    await withDeadline(arrived, { what: "the message" });
+    expect(received).toEqual([new Uint8Array(MAX_FRAME_BYTES).fill(3)]);
+  });
+
+  test("answers sixteen pings at once, again and again, of a peer that reads", async () => {
+    const { edge, agentSocket } = await connectLinks();
+    const pings = Buffer.concat(Array.from({ length: 16 }, () => Buffer.from([0x89, 0x80, 0, 0, 0, 0])));
+    let pongs = 0;
+    const answered = new Promise<void>((resolve) => {
+      agentSocket.on("data", (chunk: Buffer) => {
+        // Pongs without payload, two bytes each (RFC 6455 §5.5.3).
+        pongs += chunk.length / 2;
+        if (pongs === 160) resolve();
+        else if (pongs % 16 === 0) agentSocket.write(pings);
+      });
+    });
+    agentSocket.write(pings);
+    await withDeadline(answered, { what: "every pong" });
+    expect(edge.dead).toBe(false);
+  });
+
   test("says that its peer broke WebSocket, with the code of RFC 6455", async () => {
     const { agentSocket, edgeEnd } = await connectLinks();
     // A reserved bit (RFC 6455 §5.2).
