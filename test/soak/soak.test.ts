@@ -22,9 +22,14 @@ test(`for ${minutes} minutes every byte is right and nothing grows`, async () =>
   console.log(JSON.stringify(result, undefined, 2));
   expect({ faults: result.faults, badEndings: result.badEndings }).toEqual({ faults: [], badEndings: [] });
   expect(result.shortConnections).toBeGreaterThan(minutes * 60 * 200 * 0.9);
+  expect(result.toldReloads).toBe(2 * result.reloads);
+  // A cut and a reload are worth some lines, and connections their records alone.
+  expect(result.logLines).toBeLessThan(50 + 20 * (result.cuts + result.reloads));
   for (const program of [result.edge, result.agent]) {
     expect(program.heapBytesPerMinute).toBeLessThan(0.5 * MEBIBYTE);
     expect(program.residentBytes).toBeLessThan(16 * MEBIBYTE);
-    expect(program).toMatchObject({ openFiles: 0, streams: 400, streamsAtEnd: 0, heldBytesAtEnd: 0 });
+    expect(program).toMatchObject({ openFiles: 0, sockets: 0, streams: 400, streamsAtEnd: 0, heldBytesAtEnd: 0 });
+    // Of those of a session, one or two wait at one moment and not at another.
+    expect(program.timers).toBeLessThan(20);
   }
 });

@@ -4,6 +4,7 @@
  * and does anything grow?
  */
 import { once } from "node:events";
+import { readFile, writeFile } from "node:fs/promises";
 import { connect } from "node:net";
 import type { Socket } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
@@ -39,6 +40,9 @@ export interface ProgramGrowth {
   readonly residentBytes: number;
   /** With all streams and both links, at the end of the load less before it. */
   readonly openFiles: number;
+  /** The same of sockets, and of timers. */
+  readonly sockets: number;
+  readonly timers: number;
   /** Streams when only the idle and echo streams are left. */
   readonly streams: number;
   /** Streams when all partners are gone. */
@@ -50,6 +54,10 @@ export interface ProgramGrowth {
 export interface SoakResult {
   readonly cuts: number;
   readonly reloads: number;
+  /** Reloads that the programs have told of; each reload is one of both. */
+  readonly toldReloads: number;
+  /** Lines of both programs besides connection records. */
+  readonly logLines: number;
   readonly shortConnections: number;
   readonly echoes: number;
   /** What went wrong on any stream, without doubles: failures and wrong bytes. At most 20. */
@@ -65,6 +73,8 @@ interface Sample {
   readonly heapBytes: number;
   readonly residentBytes: number;
   readonly openFiles: number;
+  readonly sockets: number;
+  readonly timers: number;
   readonly streams: number;
   readonly heldBytes: number;
 }
@@ -77,6 +87,7 @@ const PERIODS = 10;
 
 export async function soak(options: SoakOptions): Promise<SoakResult> {
   const echo = await startEchoServer();
+  const log = { lines: 0, reloads: 0 };
   let relay: RelayProcess | undefined;
   const pair = await SallyportPair.start({
     services: { echo: `127.0.0.1:${echo.port}` },
@@ -88,9 +99,15 @@ export async function soak(options: SoakOptions): Promise<SoakResult> {
       relay = await RelayProcess.start(tunnelPort);
       return `127.0.0.1:${relay.port}`;
     },
+    onLine(_program, line) {
+      if (line.includes('"msg":"connection"')) return;
+      log.lines += 1;
+      if (line.includes('"msg":"configuration reloaded')) log.reloads += 1;
+    },
   });
   try {
-    return await new Soak(options, pair, relay!).run();
+    const result = await new Soak(options, pair, relay!).run();
+    return { ...result, toldReloads: log.reloads, logLines: log.lines };
   } finally {
     await relay?.close();
     await pair.stop();
@@ -120,7 +137,7 @@ class Soak {
     this.#port = pair.listenerPort("echo");
   }
 
-  async run(): Promise<SoakResult> {
+  async run(): Promise<Omit<SoakResult, "toldReloads" | "logLines">> {
     const { idleStreams, echoStreams, durationMs } = this.#options;
     const idle = await Promise.all(Array.from({ length: idleStreams }, () => EchoProbe.connect(this.#port)));
     const echoing = Array.from({ length: echoStreams }, () => this.#connect());
@@ -136,6 +153,7 @@ class Soak {
         this.#cuts += 1;
       }),
       this.#every(this.#options.reloadEveryMs, async () => {
+        await this.#changeFilter();
         this.#pair.edge.process.signal("SIGHUP");
         this.#pair.agent.process.signal("SIGHUP");
         this.#reloads += 1;
@@ -185,10 +203,25 @@ class Soak {
       heapBytesPerMinute: floorSlope(samples),
       residentBytes: quantile(resident.slice(-fifth), 0.5) - quantile(resident.slice(0, fifth), 0.5),
       openFiles: loaded.openFiles - before.openFiles,
+      sockets: loaded.sockets - before.sockets,
+      timers: loaded.timers - before.timers,
       streams: loaded.streams,
       streamsAtEnd: after.streams,
       heldBytesAtEnd: after.heldBytes,
     };
+  }
+
+  /** Another number of rules in the IP filter, none of which concerns a partner of the soak. */
+  async #changeFilter(): Promise<void> {
+    const { configPath } = this.#pair.edge;
+    const config = JSON.parse(await readFile(configPath, "utf8"));
+    const [filter] = config.ipFilters;
+    const extra = Array.from({ length: this.#reloads % 2 === 0 ? 500 : 0 }, (_, at) => ({
+      action: "block",
+      cidr: `10.${at >> 8}.${at & 0xff}.0/24`,
+    }));
+    filter.rules = [...extra, ...filter.rules.filter(({ action }: { action: string }) => action === "allow")];
+    await writeFile(configPath, JSON.stringify(config));
   }
 
   #fault(text: string): void {
@@ -315,6 +348,8 @@ function sampleOf(text: string, program: "edge" | "agent"): Sample {
     heapBytes: metric(text, "nodejs_heap_size_used_bytes"),
     residentBytes: metric(text, "process_resident_memory_bytes"),
     openFiles: metric(text, "process_open_fds"),
+    sockets: metric(text, "nodejs_active_resources", 'type="TCPSocketWrap"'),
+    timers: metric(text, "nodejs_active_resources", 'type="Timeout"'),
     streams: metric(text, `${program}_tunnel_streams`),
     heldBytes: metric(text, `${program}_tunnel_held_bytes`),
   };

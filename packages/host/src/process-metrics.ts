@@ -89,6 +89,16 @@ export function collectProcessMetrics(registry: Registry): void {
     delay.reset();
     return value;
   });
+  new Gauge({
+    name: "nodejs_active_resources",
+    help: "Sockets, timers and other things that keep the process alive, by kind.",
+    labelNames: ["type"],
+    registers,
+    collect() {
+      this.reset();
+      for (const type of process.getActiveResourcesInfo()) this.inc({ type });
+    },
+  });
   new Gauge({ name: "nodejs_version_info", help: "Version of Node.js.", labelNames: ["version"], registers }).set(
     { version: process.version },
     1,
