@@ -1,6 +1,5 @@
-import { accessSync, constants, existsSync, readdirSync } from "node:fs";
-import { delimiter, join } from "node:path";
 import { describe } from "vitest";
+import { findOnPath } from "./program-path.ts";
 
 /** The programs that tests with real software start, and the Debian package that has each. */
 const DEBIAN_PACKAGES = {
@@ -28,9 +27,7 @@ export type ProgramName = keyof typeof DEBIAN_PACKAGES;
 
 /** The full path of a program, or `undefined` when this machine lacks it. */
 export function findProgram(name: ProgramName): string | undefined {
-  return searchPath()
-    .map((directory) => join(directory, name))
-    .find(isExecutable);
+  return findOnPath(name);
 }
 
 /**
@@ -50,28 +47,6 @@ export function describeWithPrograms<Name extends ProgramName>(
   describe.skipIf(missing.length > 0)(`${title}${advice}`, () => {
     body(Object.fromEntries(found) as Record<Name, string>);
   });
-}
-
-/** Where Debian keeps programs: PostgreSQL's own directory first, because its wrappers on PATH want a cluster. */
-function searchPath(): string[] {
-  const versionsDirectory = "/usr/lib/postgresql";
-  const postgresql = existsSync(versionsDirectory)
-    ? readdirSync(versionsDirectory)
-        .sort((a, b) => Number(b) - Number(a))
-        .map((version) => join(versionsDirectory, version, "bin"))
-    : [];
-  return [...postgresql, ...(process.env.PATH ?? "").split(delimiter), "/usr/sbin", "/sbin"].filter(
-    (directory) => directory !== "",
-  );
-}
-
-function isExecutable(path: string): boolean {
-  try {
-    accessSync(path, constants.X_OK);
-    return true;
-  } catch {
-    return false;
-  }
 }
 
 function isSet(value: string | undefined): boolean {
