@@ -1,6 +1,9 @@
+import { EmulatedPath } from "../support/link-emulator.ts";
+import type { PathOptions } from "../support/link-emulator.ts";
 import { LOOPBACK_SITE, PeerRun } from "./peer-run.ts";
 import type { Site } from "./peer-run.ts";
 import type { Certificates } from "./certificates.ts";
+import type { Load } from "./iperf.ts";
 import type { Peer } from "./peer.ts";
 import { Targets } from "./targets.ts";
 import type { TargetName } from "./targets.ts";
@@ -12,6 +15,17 @@ export interface BenchOptions {
   readonly certificates: Certificates;
 }
 
+/** A long way between the two ends, and targets that the inner end reaches on a short one. */
+export interface FarSite {
+  readonly site: Site;
+  readonly targets: Targets;
+}
+
+interface OpenFarSite extends FarSite {
+  readonly key: string;
+  readonly path: EmulatedPath;
+}
+
 /** What measurements work with: the targets on loopback, which stay, and runs of peers, which do not. */
 export class Bench {
   readonly seconds: number;
@@ -19,6 +33,8 @@ export class Bench {
   readonly isSmoke: boolean;
   readonly certificates: Certificates;
   readonly targets: Targets;
+  /** One at a time: the next one takes its place. */
+  #farSite: OpenFarSite | undefined;
 
   private constructor(options: BenchOptions, targets: Targets) {
     this.seconds = options.seconds;
@@ -29,6 +45,11 @@ export class Bench {
 
   static async open(options: BenchOptions): Promise<Bench> {
     return new Bench(options, await Targets.on(LOOPBACK_SITE.targetHost));
+  }
+
+  /** What iperf3 sends: for so many seconds, or hardly anything when only whether it works counts. */
+  load(seconds: number): Load {
+    return this.isSmoke ? { bytes: 2 ** 21 } : { seconds };
   }
 
   /** Starts the peer in front of these targets and of the echo target, and stops it however `use` ends. */
@@ -48,7 +69,31 @@ export class Bench {
     }
   }
 
-  close(): Promise<void> {
-    return this.targets.close();
+  /** Stays until one with other options is asked for, or until `close`. */
+  async farSite(options: PathOptions): Promise<FarSite> {
+    const key = JSON.stringify(options);
+    if (this.#farSite?.key === key) return this.#farSite;
+    await this.#closeFarSite();
+    const path = await EmulatedPath.start(options);
+    const site: Site = {
+      edgeHost: path.nearHost,
+      agentHost: path.farHost,
+      targetHost: path.besideHost,
+      agentCommand: path.farCommand,
+    };
+    this.#farSite = { key, path, site, targets: await Targets.on(path.besideHost) };
+    return this.#farSite;
+  }
+
+  async close(): Promise<void> {
+    await this.#closeFarSite();
+    await this.targets.close();
+  }
+
+  async #closeFarSite(): Promise<void> {
+    const open = this.#farSite;
+    this.#farSite = undefined;
+    await open?.targets.close();
+    await open?.path.close();
   }
 }

@@ -1,9 +1,12 @@
 import { runProcess } from "../support/child-process.ts";
 
+/** How long iperf3 sends, in whole seconds, or how much. */
+export type Load = { readonly seconds: number } | { readonly bytes: number };
+
 export interface IperfOptions {
   readonly port: number;
   readonly streams: number;
-  readonly seconds: number;
+  readonly load: Load;
   /** `in`: from the partner to the target. `out`: the reverse. */
   readonly direction: "in" | "out" | "both";
 }
@@ -20,11 +23,16 @@ interface Report {
 }
 
 /** iperf3's client, as the partner. */
-export async function runIperf({ port, streams, seconds, direction }: IperfOptions): Promise<IperfResult> {
+export async function runIperf({ port, streams, load, direction }: IperfOptions): Promise<IperfResult> {
   const mode = { in: [], out: ["-R"], both: ["--bidir"] }[direction];
-  const args = ["-c", "127.0.0.1", "-p", String(port), "-P", String(streams), "-t", String(seconds), "-J", ...mode];
+  const amount = "seconds" in load ? ["-t", String(load.seconds)] : ["-n", String(load.bytes)];
+  const args = ["-c", "127.0.0.1", "-p", String(port), "-P", String(streams), ...amount, "-J", ...mode];
   for (let attempt = 0; ; attempt++) {
-    const { stdout } = await runProcess({ command: "iperf3", args, timeoutMs: (seconds + 20) * 1000 });
+    const { stdout } = await runProcess({
+      command: "iperf3",
+      args,
+      timeoutMs: ("seconds" in load ? load.seconds * 1000 : 0) + 20_000,
+    });
     const report = JSON.parse(stdout) as Report;
     const received = report.end?.sum_received;
     if (report.error === undefined && received !== undefined) {

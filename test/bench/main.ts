@@ -34,6 +34,10 @@ export async function main(args: readonly string[]): Promise<void> {
 }
 
 async function run(options: Options, args: readonly string[]): Promise<void> {
+  if (options.isHelp) {
+    process.stdout.write(USAGE);
+    return;
+  }
   if (options.reportFrom !== undefined) {
     const raw = JSON.parse(await readFile(options.reportFrom, "utf8")) as Result;
     await writeFile(documentPath, report(raw));

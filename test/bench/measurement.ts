@@ -27,6 +27,8 @@ export interface Measurement {
   readonly programs: readonly string[];
   /** For figures that hardly differ between rounds and take long. Default: every round. */
   readonly maxRounds?: number;
+  /** Left out of `--smoke`. */
+  readonly isSlow?: true;
   /** How long it takes for one peer, start and stop included, in seconds; for the estimate. */
   readonly estimateSeconds: (seconds: number) => number;
   readonly suits: (peer: Peer) => boolean;

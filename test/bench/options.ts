@@ -6,7 +6,7 @@ export interface OursDirectory {
 }
 
 export interface Options {
-  /** Ids; empty: all. `ours` also stands for every build given by `--ours-dir`. */
+  /** Ids, or beginnings of ids with a star; empty: all. */
   readonly peers: readonly string[];
   /** Ids of measurements; empty: all. */
   readonly columns: readonly string[];
@@ -20,6 +20,7 @@ export interface Options {
   readonly oursDirectories: readonly OursDirectory[];
   /** Prints names and ends. */
   readonly isList: boolean;
+  readonly isHelp: boolean;
 }
 
 export const USAGE = `npm run bench -- [OPTIONS]
@@ -35,6 +36,7 @@ docs/benchmarks.md and docs/benchmarks.json; with one of them it prints the tabl
   --smoke            only whether every piece works: one short round
   --json FILE        writes the raw results to FILE
   --report FILE      measures nothing: writes docs/benchmarks.md from raw results
+  --help             prints this
   --list             prints the names of rows and columns
 `;
 
@@ -56,6 +58,7 @@ export function parseOptions(args: readonly string[]): Options {
         json: { type: "string" },
         report: { type: "string" },
         list: { type: "boolean" },
+        help: { type: "boolean" },
       },
     }));
   } catch (error) {
@@ -72,6 +75,7 @@ export function parseOptions(args: readonly string[]): Options {
     ...(values.report === undefined ? {} : { reportFrom: values.report }),
     oursDirectories: (values["ours-dir"] ?? []).map(oursDirectory),
     isList: values.list === true,
+    isHelp: values.help === true,
   };
 }
 

@@ -4,13 +4,18 @@ import { fileURLToPath } from "node:url";
 import { UsageError } from "./options.ts";
 import type { OursDirectory } from "./options.ts";
 import type { Peer } from "./peer.ts";
+import { bore } from "./peers/bore.ts";
+import { chisel } from "./peers/chisel.ts";
+import { frp } from "./peers/frp.ts";
 import { haproxy } from "./peers/haproxy.ts";
 import { loopback } from "./peers/loopback.ts";
 import { nginxStream } from "./peers/nginx-stream.ts";
 import { nodePipe, nodeTls } from "./peers/node-relay.ts";
 import { opensshAesGcm, opensshDefault } from "./peers/openssh.ts";
+import { ratholeNoise, ratholeTls } from "./peers/rathole.ts";
 import { sallyport } from "./peers/sallyport.ts";
 import { socat } from "./peers/socat.ts";
+import { wstunnel } from "./peers/wstunnel.ts";
 
 const root = fileURLToPath(new URL("../../", import.meta.url));
 
@@ -55,6 +60,12 @@ export function allPeers(oursDirectories: readonly OursDirectory[]): Peer[] {
     nodeTls,
     opensshAesGcm,
     opensshDefault,
+    frp,
+    chisel,
+    ratholeTls,
+    ratholeNoise,
+    wstunnel,
+    bore,
     ...direct,
     nodePipe,
     haproxy,

@@ -31,7 +31,10 @@ export async function measureAll({ options, peers, measurements, command, say }:
     measurement,
     rounds: Math.min(options.rounds, measurement.maxRounds ?? options.rounds),
     peers: present.filter(
-      (peer) => measurement.suits(peer) && (peer.onlyGroups === undefined || peer.onlyGroups.includes(measurement.id)),
+      (peer) =>
+        measurement.suits(peer) &&
+        (peer.onlyGroups === undefined || peer.onlyGroups.includes(measurement.id)) &&
+        (!options.isSmoke || isInSmoke(peer, measurement)),
     ),
     missing: missing(measurement),
   }));
@@ -82,6 +85,11 @@ export async function measureAll({ options, peers, measurements, command, say }:
     measurements: measurements.map(({ id }) => id),
     samples,
   };
+}
+
+/** Every row shows once that it works, and the product that every measurement does. */
+function isInSmoke(peer: Peer, measurement: Measurement): boolean {
+  return measurement.isSlow !== true && (measurement.id === "bulk" || peer.id === "ours");
 }
 
 /** A peer that fails does not end the run: its figures are the reason. */

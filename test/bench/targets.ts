@@ -18,12 +18,6 @@ interface RunningTarget {
   readonly port: number;
 }
 
-export const TARGET_PROGRAMS: Readonly<Record<TargetName, readonly string[]>> = {
-  bulk: ["iperf3"],
-  web: ["nginx"],
-  database: ["initdb", "postgres"],
-  echo: [],
-};
 export const DATABASE_USER = "bench";
 
 const echoProgram = fileURLToPath(new URL("programs/echo-target.mjs", import.meta.url));
@@ -45,18 +39,6 @@ export class Targets {
 
   async port(name: TargetName): Promise<number> {
     return (await this.#target(name)).port;
-  }
-
-  /** How many connections the echo target has now. */
-  async echoConnections(): Promise<number> {
-    const { process } = await this.#target("echo");
-    process.signal("SIGUSR2");
-    const before = countLines(process.stdout);
-    for (;;) {
-      const lines = countLines(process.stdout);
-      if (lines.length > before.length) return Number(lines.at(-1)?.split(" ")[1]);
-      await new Promise((resolve) => setTimeout(resolve, 5));
-    }
   }
 
   async close(): Promise<void> {
@@ -176,8 +158,4 @@ function found(program: string): string {
   const path = findOnPath(program);
   if (path === undefined) throw new Error(`${program} is not on PATH`);
   return path;
-}
-
-function countLines(text: string): string[] {
-  return text.split("\n").filter((line) => line.startsWith("connections "));
 }

@@ -35,6 +35,8 @@ const source = fileURLToPath(new URL("link-emulator.c", import.meta.url));
 export class EmulatedPath {
   /** This side's address on the emulated path. */
   readonly nearHost: string;
+  /** The far side's address on the emulated path. */
+  readonly farHost: string;
   /** This side's address on the perfect path. */
   readonly besideHost: string;
   readonly #directory: TempDir;
@@ -46,7 +48,13 @@ export class EmulatedPath {
     this.#directory = directory;
     // 198.18.0.0/15 is for tests of networks (RFC 2544); the third byte keeps two runs on one machine apart.
     this.nearHost = `198.18.${process.pid % 256}.1`;
+    this.farHost = `198.18.${process.pid % 256}.2`;
     this.besideHost = `198.19.${process.pid % 256}.1`;
+  }
+
+  /** Put before a command line, it runs the command on the far side, in the same process. */
+  get farCommand(): readonly string[] {
+    return ["ip", "netns", "exec", this.#far];
   }
 
   static async start(options: PathOptions): Promise<EmulatedPath> {
@@ -93,7 +101,6 @@ export class EmulatedPath {
     await runSuccessfully({ command: "gcc", args: ["-D_GNU_SOURCE", "-O2", "-o", emulator, source] });
     const [far, middle] = [this.#far, this.#middle];
     const [near, beside] = [`sp${process.pid}n`, `sp${process.pid}b`];
-    const farHost = this.nearHost.replace(/1$/, "2");
     const ip = (line: string) => runSuccessfully({ command: "ip", args: line.split(" ") });
     const inside = (namespace: string, line: string) => ip(`netns exec ${namespace} ${line}`);
     await ip(`netns add ${far}`);
@@ -103,7 +110,7 @@ export class EmulatedPath {
     await ip(`link add ${beside} type veth peer name f1 netns ${far}`);
     await ip(`addr add ${this.nearHost}/30 dev ${near}`);
     await ip(`addr add ${this.besideHost}/30 dev ${beside}`);
-    await ip(`-n ${far} addr add ${farHost}/30 dev f0`);
+    await ip(`-n ${far} addr add ${this.farHost}/30 dev f0`);
     await ip(`-n ${far} addr add ${this.besideHost.replace(/1$/, "2")}/30 dev f1`);
     await runSuccessfully({ command: emulator, args: ["plain", near] });
     for (const [namespace, name] of [

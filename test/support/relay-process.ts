@@ -9,33 +9,45 @@ import { findFreePort } from "./free-port.ts";
 /** What befalls the relayed connections; `relay-program.mjs` says what each does. */
 export type RelayOrder = "cut" | "cut-one" | "stall" | "hole" | "heal";
 
+interface Address {
+  readonly host: string;
+  readonly port: number;
+}
+
 const program = fileURLToPath(new URL("relay-program.mjs", import.meta.url));
 
 /** A sick network between two programs that is a process of its own and can be killed. The caller closes it. */
 export class RelayProcess {
   readonly port: number;
-  readonly #targetPort: number;
   readonly #host: string;
+  readonly #target: Address;
   #child: ChildProcess | undefined;
   /** Who waits for the answer to an order, in the order of the orders. */
   #waiting: ((answer: string) => void)[] = [];
 
-  private constructor(options: { port: number; host: string; targetPort: number }) {
-    this.port = options.port;
-    this.#host = options.host;
-    this.#targetPort = options.targetPort;
+  private constructor({ listen, target }: { readonly listen: Address; readonly target: Address }) {
+    this.port = listen.port;
+    this.#host = listen.host;
+    this.#target = target;
   }
 
   /** The relay listens on `host` (default 127.0.0.1); the target is always on 127.0.0.1. */
   static async start(targetPort: number, host = "127.0.0.1"): Promise<RelayProcess> {
-    const relay = new RelayProcess({ port: await findFreePort(host), host, targetPort });
+    return RelayProcess.between({
+      listen: { host, port: await findFreePort(host) },
+      target: { host: "127.0.0.1", port: targetPort },
+    });
+  }
+
+  static async between(ends: { readonly listen: Address; readonly target: Address }): Promise<RelayProcess> {
+    const relay = new RelayProcess(ends);
     await relay.revive();
     return relay;
   }
 
   /** Starts the process, after `kill` again, on the same port. */
   async revive(): Promise<void> {
-    const args = [this.#host, String(this.port), "127.0.0.1", String(this.#targetPort)];
+    const args = [this.#host, String(this.port), this.#target.host, String(this.#target.port)];
     const child = spawn(process.execPath, [program, ...args], { stdio: ["pipe", "pipe", "inherit"] });
     this.#child = child;
     // Orders to a process that is being killed go nowhere; their deadline tells.

@@ -3,9 +3,11 @@ import { findOnPath } from "./program-path.ts";
 
 /** The programs that tests with real software start, and the Debian package that has each. */
 const DEBIAN_PACKAGES = {
+  gcc: "gcc",
   haproxy: "haproxy",
   initdb: "postgresql",
   ip: "iproute2",
+  iperf3: "iperf3",
   ncat: "ncat",
   nginx: "nginx",
   openssl: "openssl",
@@ -17,6 +19,7 @@ const DEBIAN_PACKAGES = {
   "redis-server": "redis-server",
   sftp: "openssh-client",
   socat: "socat",
+  ssh: "openssh-client",
   "ssh-keygen": "openssh-client",
   sshd: "openssh-server",
   "systemd-analyze": "systemd",

@@ -41,10 +41,10 @@ export const bulk: Measurement = {
     bench.withPeer(peer, ["bulk"], async (run) => {
       const port = run.port("bulk");
       const values: Record<string, Value> = {};
-      await runIperf({ port, streams: 2, seconds: 1, direction: "both" });
+      await runIperf({ port, streams: 2, load: bench.load(1), direction: "both" });
       for (const { streams, direction, key } of CASES) {
         const before = treeCpuMs(run.pids());
-        const { bytes, bytesPerSecond } = await runIperf({ port, streams, seconds: bench.seconds, direction });
+        const { bytes, bytesPerSecond } = await runIperf({ port, streams, load: bench.load(bench.seconds), direction });
         const cpuMs = treeCpuMs(run.pids()) - before;
         values[`bulk-${key}`] = bytesPerSecond / 1e6;
         values[`cpu-${key}`] = run.pids().length === 0 ? "no process" : cpuMs / 1000 / (bytes / 1e9);

@@ -18,6 +18,8 @@ function openssh(id: string, cipher: string | undefined): Peer {
     kind: "tunnel",
     protection: `SSH 2, ${cipher ?? "chacha20-poly1305@openssh.com"}`,
     settings: "ServerAliveInterval 15, restarted at once when it ends",
+    // What the cipher makes of the difference shows in these.
+    ...(cipher === undefined ? { onlyGroups: ["bulk", "connections", "echo"] } : {}),
     programs: ["sshd", "ssh", "ssh-keygen"],
     version: () => versionOf("ssh", ["-V"], /OpenSSH_(\S+)/),
     start: (run) => start(run, cipher),

@@ -1,0 +1,40 @@
+import { runSuccessfully } from "../support/child-process.ts";
+
+export interface WrkOptions {
+  readonly port: number;
+  readonly connections: number;
+  readonly seconds: number;
+}
+
+export interface WrkResult {
+  readonly requests: number;
+  /** Connections that failed, ended early or timed out. */
+  readonly failed: number;
+  readonly perSecond: number;
+  readonly p50Ms: number;
+  readonly p99Ms: number;
+}
+
+const MS_PER_UNIT: Readonly<Record<string, number>> = { us: 0.001, ms: 1, s: 1000, m: 60_000 };
+
+/** A new connection for each request, as many at once as said. */
+export async function runWrk({ port, connections, seconds }: WrkOptions): Promise<WrkResult> {
+  const load = ["-t1", `-c${connections}`, `-d${seconds}s`, "--latency", "-H", "Connection: close"];
+  const { stdout } = await runSuccessfully({ command: "wrk", args: [...load, `http://127.0.0.1:${port}/`] });
+  const field = (pattern: RegExp): number => Number(pattern.exec(stdout)?.[1]);
+  const latencyMs = (percent: number): number => {
+    const [, value, unit] = new RegExp(`^\\s+${percent}%\\s+([\\d.]+)(us|ms|s|m)$`, "m").exec(stdout) ?? [];
+    return Number(value) * (MS_PER_UNIT[unit ?? ""] ?? Number.NaN);
+  };
+  const result = {
+    requests: field(/(\d+) requests in /),
+    failed:
+      (/Socket errors: (.*)/.exec(stdout)?.[1] ?? "").match(/\d+/g)?.reduce((sum, count) => sum + Number(count), 0) ??
+      0,
+    perSecond: field(/Requests\/sec:\s+([\d.]+)/),
+    p50Ms: latencyMs(50),
+    p99Ms: latencyMs(99),
+  };
+  if (!(result.requests > 0) || Number.isNaN(result.p99Ms)) throw new Error(`wrk: no requests in ${stdout}`);
+  return result;
+}
