@@ -20,6 +20,6 @@ export async function describeMachine(): Promise<Record<string, string>> {
     kernel: `Linux ${release()}`,
     Node: `${process.version}, OpenSSL ${process.versions.openssl}`,
     ...tools,
-    "load at the end": loadavg()[0]!.toFixed(1),
+    "load at the start": loadavg()[0]!.toFixed(1),
   };
 }

@@ -1,6 +1,10 @@
 /** `npm run bench`: see docs/benchmarks.md. */
+import { chmodSync, mkdtempSync, rmSync } from "node:fs";
 import { readFile, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { removeLeftNamespaces } from "../support/link-emulator.ts";
 import { UsageError, parseOptions, USAGE } from "./options.ts";
 import type { Options } from "./options.ts";
 import { MEASUREMENTS } from "./measurements.ts";
@@ -16,7 +20,12 @@ const rawPath = fileURLToPath(new URL("../../docs/benchmarks.json", import.meta.
 export async function main(args: readonly string[]): Promise<void> {
   // Whatever ends this process: nothing that it has started stays. Before the handler of child-process.ts, which ends the
   // children and would leave theirs without a parent to be found by.
-  process.prependListener("exit", killDescendants);
+  const directory = useOneTempDirectory();
+  process.prependListener("exit", () => {
+    killDescendants();
+    removeLeftNamespaces();
+    rmSync(directory, { recursive: true, force: true, maxRetries: 3 });
+  });
   for (const [signal, code] of [
     ["SIGINT", 130],
     ["SIGTERM", 143],
@@ -31,6 +40,14 @@ export async function main(args: readonly string[]): Promise<void> {
     process.exit(error instanceof UsageError ? 64 : 1);
   }
   process.exit();
+}
+
+/** All temporary files of this process and of its children go below it. Servers that refuse root pass through it. */
+function useOneTempDirectory(): string {
+  const directory = mkdtempSync(join(tmpdir(), "sallyport-bench-"));
+  chmodSync(directory, 0o711);
+  process.env.TMPDIR = directory;
+  return directory;
 }
 
 async function run(options: Options, args: readonly string[]): Promise<void> {

@@ -115,6 +115,8 @@ export class PeerRun {
       args: line.slice(1),
     });
     this.#ends[end].push(process);
+    // One that was started again while the run was stopping is not among those that `stop` has seen.
+    if (this.#isStopping) await process.stop(STOP_GRACE_MS);
     return process;
   }
 

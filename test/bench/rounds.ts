@@ -23,6 +23,7 @@ export interface RoundsOptions {
  */
 export async function measureAll({ options, peers, measurements, command, say }: RoundsOptions): Promise<Result> {
   const startedAt = new Date();
+  const machine = await describeMachine();
   const described = await Promise.all(peers.map(describe));
   const present = peers.filter((_, index) => described[index]!.absent === undefined);
   const missing = (measurement: Measurement): string[] =>
@@ -80,7 +81,7 @@ export async function measureAll({ options, peers, measurements, command, say }:
     command,
     rounds: options.rounds,
     seconds: options.seconds,
-    machine: await describeMachine(),
+    machine,
     peers: described,
     measurements: measurements.map(({ id }) => id),
     samples,

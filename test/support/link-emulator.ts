@@ -1,6 +1,7 @@
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import type { ChildProcess } from "node:child_process";
 import { once } from "node:events";
+import { existsSync } from "node:fs";
 import { chmod, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
@@ -9,6 +10,17 @@ import { runProcess, runSuccessfully } from "./child-process.ts";
 import { withDeadline } from "./deadline.ts";
 import { makeTempDir } from "./temp-dir.ts";
 import type { TempDir } from "./temp-dir.ts";
+
+/** Ends what an `EmulatedPath` of this process has left because nobody could await its close. For the end of a process. */
+export function removeLeftNamespaces(): void {
+  for (const name of Object.values(namespaceNames())) {
+    if (existsSync(`/run/netns/${name}`)) spawnSync("ip", ["netns", "del", name], { stdio: "ignore" });
+  }
+}
+
+function namespaceNames(): { readonly far: string; readonly middle: string } {
+  return { far: `sp${process.pid}far`, middle: `sp${process.pid}mid` };
+}
 
 /** Of each direction on its own. */
 export interface PathOptions {
@@ -40,8 +52,8 @@ export class EmulatedPath {
   /** This side's address on the perfect path. */
   readonly besideHost: string;
   readonly #directory: TempDir;
-  readonly #far = `sp${process.pid}far`;
-  readonly #middle = `sp${process.pid}mid`;
+  readonly #far = namespaceNames().far;
+  readonly #middle = namespaceNames().middle;
   #emulator: ChildProcess | undefined;
 
   private constructor(directory: TempDir) {

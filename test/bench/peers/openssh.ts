@@ -19,7 +19,7 @@ function openssh(id: string, cipher: string | undefined): Peer {
     protection: `SSH 2, ${cipher ?? "chacha20-poly1305@openssh.com"}`,
     settings: "ServerAliveInterval 15, restarted at once when it ends",
     // What the cipher makes of the difference shows in these.
-    ...(cipher === undefined ? { onlyGroups: ["bulk", "connections", "echo"] } : {}),
+    ...(cipher === undefined ? { onlyGroups: ["bulk", "connections"] } : {}),
     programs: ["sshd", "ssh", "ssh-keygen"],
     version: () => versionOf("ssh", ["-V"], /OpenSSH_(\S+)/),
     start: (run) => start(run, cipher),

@@ -17,8 +17,8 @@ function rathole(transport: "tls" | "noise"): Peer {
     protection: transport === "tls" ? "TLS" : "Noise NK, ChaCha20-Poly1305",
     settings: "default",
     programs: ["rathole"],
-    // Whether Noise is the better choice shows in these.
-    ...(transport === "tls" ? {} : { onlyGroups: ["bulk", "connections", "echo"] }),
+    // What the other protection makes of the difference shows in this.
+    ...(transport === "tls" ? {} : { onlyGroups: ["bulk"] }),
     version: () => versionOf("rathole", ["--version"], /rathole (\S+)/),
     start: (run) => start(run, transport),
   };

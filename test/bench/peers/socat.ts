@@ -9,6 +9,7 @@ export const socat: Peer = {
   protection: "none",
   settings: "fork: a process for each connection",
   programs: ["socat"],
+  onlyGroups: ["bulk"],
   version: () => versionOf("socat", ["-V"], /socat version (\S+)/),
   async start(run) {
     const ports = new Map<string, number>();
