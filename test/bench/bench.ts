@@ -47,9 +47,12 @@ export class Bench {
     return new Bench(options, await Targets.on(LOOPBACK_SITE.targetHost));
   }
 
-  /** What iperf3 sends: for so many seconds, or hardly anything when only whether it works counts. */
+  /**
+   * What iperf3 sends: for so many seconds, or little when only whether it works counts. It is more than fits into the
+   * buffers on the way, or the receiver could have nothing when the sender is done.
+   */
   load(seconds: number): Load {
-    return this.isSmoke ? { bytes: 2 ** 21 } : { seconds };
+    return this.isSmoke ? { bytes: 2 ** 24 } : { seconds };
   }
 
   /** Starts the peer in front of these targets and of the echo target, and stops it however `use` ends. */

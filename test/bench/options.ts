@@ -33,7 +33,7 @@ docs/benchmarks.md and docs/benchmarks.json; with one of them it prints the tabl
   --rounds N         rounds, 1 to 100 (default 3)
   --seconds S        of each single measurement, 1 to 60 (default 2)
   --ours-dir L=DIR   also the built checkout in DIR, as rows ours@L and ours-direct@L; may be given more than once
-  --smoke            only whether every piece works: one short round
+  --smoke            only whether every piece works: one short round; with --columns, all of these for all rows
   --json FILE        writes the raw results to FILE
   --report FILE      measures nothing: writes docs/benchmarks.md from raw results
   --help             prints this

@@ -35,7 +35,7 @@ export async function measureAll({ options, peers, measurements, command, say }:
       (peer) =>
         measurement.suits(peer) &&
         (peer.onlyGroups === undefined || peer.onlyGroups.includes(measurement.id)) &&
-        (!options.isSmoke || isInSmoke(peer, measurement)),
+        (!options.isSmoke || options.columns.length > 0 || isInSmoke(peer, measurement)),
     ),
     missing: missing(measurement),
   }));

@@ -35,7 +35,7 @@ export const bulk: Measurement = {
     ),
   ],
   programs: ["iperf3"],
-  estimateSeconds: (seconds) => 4 * (seconds + 0.3) + 3.5,
+  estimateSeconds: (seconds) => 4 * (seconds + 0.3) + 2.7,
   suits: () => true,
   measure: (bench, peer) =>
     bench.withPeer(peer, ["bulk"], async (run) => {
@@ -47,7 +47,8 @@ export const bulk: Measurement = {
         const { bytes, bytesPerSecond } = await runIperf({ port, streams, load: bench.load(bench.seconds), direction });
         const cpuMs = treeCpuMs(run.pids()) - before;
         values[`bulk-${key}`] = bytesPerSecond / 1e6;
-        values[`cpu-${key}`] = run.pids().length === 0 ? "no process" : cpuMs / 1000 / (bytes / 1e9);
+        const reason = run.pids().length === 0 ? "no process" : bytes === 0 ? "no bytes" : undefined;
+        values[`cpu-${key}`] = reason ?? cpuMs / 1000 / (bytes / 1e9);
       }
       return values;
     }),

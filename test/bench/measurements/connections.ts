@@ -23,7 +23,7 @@ export const connections: Measurement = {
     { id: "database-rate", title: "pgbench -C", unit: "1/s", better: "more" },
   ],
   programs: ["wrk", "nginx"],
-  estimateSeconds: (seconds) => seconds + 4.5,
+  estimateSeconds: (seconds) => seconds + 3.5,
   suits: () => true,
   measure: (bench, peer) =>
     bench.withPeer(peer, hasDatabase() ? ["web", "database"] : ["web"], async (run) => {

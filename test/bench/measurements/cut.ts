@@ -30,7 +30,7 @@ export const cut: Measurement = {
     { id: "cut-closed", title: "connections lost", unit: "%", better: "less" },
   ],
   programs: [],
-  estimateSeconds: () => 5,
+  estimateSeconds: () => 3,
   suits: ({ kind, id }) => kind === "tunnel" || id === "node-tls",
   async measure(bench, peer) {
     const relays: RelayProcess[] = [];

@@ -24,11 +24,11 @@ export const echo: Measurement = {
     { id: "busy-p999", title: "busy p99.9", unit: "ms", better: "less" },
   ],
   programs: ["iperf3"],
-  estimateSeconds: (seconds) => 2 * seconds + 4,
+  estimateSeconds: (seconds) => 1.5 * seconds + 2.3,
   suits: () => true,
   measure: (bench, peer) =>
     bench.withPeer(peer, ["bulk"], async (run) => {
-      const idle = await probe(["one-by-one", String(run.port("echo")), String(bench.seconds)]);
+      const idle = await probe(["one-by-one", String(run.port("echo")), String(bench.seconds / 2)]);
       const load = runIperf({
         port: run.port("bulk"),
         streams: 4,

@@ -20,7 +20,7 @@ export const wstunnel: Peer = {
       ports.set(name, await findFreePort());
       remotes.push("-R", `tcp://127.0.0.1:${ports.get(name)}:${run.site.targetHost}:${port}`);
     }
-    const env = { NO_COLOR: "1", RUST_LOG: "WARN" };
+    const env = { RUST_LOG: "WARN" };
     await run.launch("edge", {
       command: "wstunnel",
       args: [
