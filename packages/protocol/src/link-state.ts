@@ -1,12 +1,13 @@
 /**
  * One link of a session: which streams have something to send on it, and whether its peer still lives.
  *
- * Scheduling is deficit round robin with a quantum of one frame; since a frame takes all that a stream has up to the
- * quantum, a turn is a frame. A stream that had nothing to send and now has something (a keystroke, a request) is
+ * Scheduling is deficit round robin with a quantum of one frame; a frame takes all that a stream has up to the quantum, and
+ * where the end of a write cuts it short the stream goes on with what is left. A stream that had nothing to send and now has something (a keystroke, a request) is
  * fresh and served before those that never stop. After that turn it stands behind them like any other, even when it
  * has nothing more to send, and can be fresh again only when its turn among them has come (as the "new flows" of
  * FQ-CoDel, RFC 8290 §4.2): bulk streams cannot delay it and it cannot starve them.
  */
+import { LinkPace } from "./link-pace.ts";
 import { Queue } from "./queue.ts";
 import { TurnList } from "./turn-list.ts";
 
@@ -14,16 +15,10 @@ export class LinkState {
   readonly id: number;
   lastReceivedAt: number;
   nextPingAt: number;
-  /** The token and the time of the last PING that has no PONG yet. */
-  pingToken = 0;
-  pingSentAt: number | undefined;
   /** Smoothed round trip in milliseconds (RFC 6298 §2: 7/8 old, 1/8 new); undefined before the first PONG. */
   roundTripMs: number | undefined;
-  /**
-   * The round trip without what a busy link adds to it: falls at once and rises slowly, because a path may change.
-   * Windows are measured by it; measured by the other they would grow with the queues that they cause.
-   */
-  quietRoundTripMs: number | undefined;
+  /** How much may be under way, and the PINGs that measure it. */
+  readonly pace = new LinkPace();
   /** The first PING goes out at once: windows do not grow before the round trip is known. */
   owesPing = true;
   /** The token of the last PING that is not answered yet; an older one needs no answer any more. */
@@ -48,14 +43,12 @@ export class LinkState {
     this.nextPingAt = now + heartbeatIntervalMs;
   }
 
-  /** Takes a measured round trip into account, in milliseconds. */
-  measured(sampleMs: number): void {
-    const { roundTripMs, quietRoundTripMs } = this;
-    this.roundTripMs = roundTripMs === undefined ? sampleMs : roundTripMs * 0.875 + sampleMs * 0.125;
-    this.quietRoundTripMs =
-      quietRoundTripMs === undefined || sampleMs < quietRoundTripMs
-        ? sampleMs
-        : quietRoundTripMs * 0.875 + sampleMs * 0.125;
+  /** A PONG came; false when it was not asked for. */
+  ponged(token: number, now: number): boolean {
+    const sampleMs = this.pace.ponged(token, now);
+    if (sampleMs === undefined) return false;
+    this.roundTripMs = this.roundTripMs === undefined ? sampleMs : this.roundTripMs * 0.875 + sampleMs * 0.125;
+    return true;
   }
 
   get hasFrames(): boolean {

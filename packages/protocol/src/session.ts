@@ -404,6 +404,7 @@ export class Session {
     if (link === undefined) return;
     this.#now = now;
     link.lastReceivedAt = now;
+    link.pace.received(message.length);
     let stream = 0;
     try {
       const frame = decodeFrame(message);
@@ -423,6 +424,8 @@ export class Session {
     this.#now = now;
     if (!this.#writeControl(link, writer, now)) return;
     this.#writeData(link, writer);
+    if (link.pace.pingDue(now, this.#links.size)) link.owesPing = true;
+    if (link.owesPing) this.#writePing(link, writer, now);
   }
 
   /** When anything was heard last, on whatever link; 0 without links. */
@@ -578,12 +581,7 @@ export class Session {
         link.owesPong = frame.token;
         return;
       case "pong":
-        if (link.pingSentAt !== undefined && frame.token === link.pingToken) {
-          link.measured(now - link.pingSentAt);
-          link.pingSentAt = undefined;
-        } else {
-          this.#countUseless(now);
-        }
+        if (!link.ponged(frame.token, now)) this.#countUseless(now);
         return;
       case "hello":
       case "welcome":
@@ -718,11 +716,14 @@ export class Session {
     if (limit > stream.sendLimit) stream.sendLimit = limit;
     this.#schedule(stream);
     this.#account(stream);
-    if (stream.blocked && stream.writable) {
-      stream.blocked = false;
-      this.#account(stream);
-      this.#emit({ type: "writable", stream: stream.id });
-    }
+    this.#unblock(stream);
+  }
+
+  #unblock(stream: Stream): void {
+    if (!stream.unblocked) return;
+    stream.blocked = false;
+    this.#account(stream);
+    this.#emit({ type: "writable", stream: stream.id });
   }
 
   #newWindow(): ReceiveWindow {
@@ -909,15 +910,7 @@ export class Session {
       link.owesPong = undefined;
       writer.put(frame);
     }
-    if (link.owesPing) {
-      const frame = encodeFrame({ type: "ping", token: this.#nextPingToken });
-      if (!writer.fits(frame.length)) return false;
-      link.owesPing = false;
-      link.pingToken = this.#nextPingToken;
-      link.pingSentAt = now;
-      this.#nextPingToken += 1;
-      writer.put(frame);
-    }
+    if (link.owesPing && !this.#writePing(link, writer, now)) return false;
     while (link.urgent.length > 0) {
       if (!writer.fits(MAX_QUEUED_CONTROL_BYTES)) return false;
       const frame = link.urgent.shift();
@@ -936,11 +929,29 @@ export class Session {
     return true;
   }
 
+  #writePing(link: LinkState, writer: FrameWriter, now: number): boolean {
+    const frame = encodeFrame({ type: "ping", token: this.#nextPingToken });
+    if (!writer.fits(frame.length)) return false;
+    link.owesPing = false;
+    link.pace.pinged(this.#nextPingToken, now);
+    this.#nextPingToken += 1;
+    writer.put(frame);
+    return true;
+  }
+
+  /** The next stream whose turn it is, if the pace of the link lets it send. */
+  #nextSender(link: LinkState): Stream | undefined {
+    if (!link.fresh.empty) return link.pace.admits("fresh") ? link.fresh.shift() : undefined;
+    if (!link.bulk.empty) return link.pace.admits("bulk") ? link.bulk.shift() : undefined;
+    return undefined;
+  }
+
   #writeData(link: LinkState, writer: FrameWriter): void {
     for (;;) {
       const room = writer.room();
       if (room <= DATA_HEADER_BYTES) return;
-      const stream = link.fresh.shift() ?? link.bulk.shift();
+      const before = writer.used;
+      const stream = this.#nextSender(link);
       if (stream === undefined) return;
       // It had its turn, and nothing more has come since: it leaves.
       if (!stream.sendable) continue;
@@ -956,13 +967,16 @@ export class Session {
         stream.cursor = end;
         if (end > stream.highestSent) stream.highestSent = end;
         this.#account(stream);
+        this.#unblock(stream);
       }
       if (stream.ending && !stream.endSent && stream.cursor === stream.send.queued && writer.fits(END_FRAME_BYTES)) {
         stream.endSent = true;
         stream.endEverSent = true;
         writer.put(encodeFrame({ type: "end", stream: stream.id, offset: stream.cursor }));
       }
-      link.bulk.push(stream.dataTurn);
+      link.pace.sent(writer.used - before);
+      if (stream.continuesTurn(length)) link.bulk.unshift(stream.dataTurn);
+      else link.bulk.push(stream.dataTurn);
     }
   }
 }

@@ -22,6 +22,15 @@ import type { ReceiveWindow } from "./receive-window.ts";
 import { SendBuffer } from "./send-buffer.ts";
 import { Turn } from "./turn-list.ts";
 
+/** What a stream may send in one turn. */
+const TURN_BYTES = MAX_DATA_BYTES;
+
+/**
+ * How much of what the application wrote waits for its turn on the link, in bytes; a chunk may go beyond it. More would not
+ * make the stream faster: what is under way is bounded by credit and by the pace of the link.
+ */
+const MAX_UNSENT_BYTES = 262_144;
+
 export type StreamPhase = "opening" | "open" | "resetting";
 
 export class Stream {
@@ -90,6 +99,9 @@ export class Stream {
   readonly controlTurn = new Turn(this);
   readonly dataTurn = new Turn(this);
 
+  /** What is left of its turn among the streams with data, in bytes: the end of a write may cut it short. */
+  turnBytes = TURN_BYTES;
+
   /** What the session has accounted for this stream so far; see `Session`. */
   readonly accounted = { windowBytes: 0, queueBytes: 0, stalled: false };
 
@@ -142,8 +154,14 @@ export class Stream {
       this.phase !== "resetting" &&
       this.send.queued < this.sendLimit &&
       this.send.size < this.#sendBufferBytes &&
+      this.send.queued - this.cursor < MAX_UNSENT_BYTES &&
       this.#memory.admits(this.send.size)
     );
+  }
+
+  /** Whether an application that was told to wait may write again; a little later than it could, to come less often. */
+  get unblocked(): boolean {
+    return this.blocked && this.send.queued - this.cursor <= MAX_UNSENT_BYTES / 2 && this.writable;
   }
 
   get owesControl(): boolean {
@@ -181,7 +199,7 @@ export class Stream {
    * before anything else, RESUME before the credit that refers to it. What it tells of credit is that of `now`.
    */
   nextControlFrame(now: number): Uint8Array | undefined {
-    if (this.owesCredit) this.window.adapt(this.receive.consumed, now, this.link?.quietRoundTripMs);
+    if (this.owesCredit) this.window.adapt(this.receive.consumed, now, this.link?.pace.quietRoundTripMs);
     this.fitWindow();
     if (this.owesReset) {
       this.owesReset = false;
@@ -228,6 +246,14 @@ export class Stream {
   /** Payload of the next DATA frame in `max` bytes of frame payload. */
   nextDataBytes(max: number): number {
     return Math.min(this.dataSendable, max, MAX_DATA_BYTES);
+  }
+
+  /** A frame of `bytes` went out. Whether the turn goes on, because the frame was cut short and not for want of bytes. */
+  continuesTurn(bytes: number): boolean {
+    this.turnBytes -= bytes;
+    if (this.turnBytes >= TURN_BYTES / 4 && this.dataSendable > 0) return true;
+    this.turnBytes = TURN_BYTES;
+    return false;
   }
 
   #resumeFrame(answers: number): ResumeFrame {

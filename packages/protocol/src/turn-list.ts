@@ -45,6 +45,16 @@ export class TurnList {
     this.#last = turn;
   }
 
+  /** Puts a turn that stands in no list before all others. */
+  unshift(turn: Turn): void {
+    turn.list = this;
+    turn.previous = undefined;
+    turn.next = this.#first;
+    if (this.#first === undefined) this.#last = turn;
+    else this.#first.previous = turn;
+    this.#first = turn;
+  }
+
   /** Takes the first stream out. */
   shift(): Stream | undefined {
     const turn = this.#first;

@@ -1,0 +1,136 @@
+import { describe, expect, it } from "vitest";
+import { LinkPace } from "./link-pace.ts";
+
+const KIBIBYTE = 1_024;
+
+/** A link that delivers `rate` bytes a millisecond, `oneWayMs` away, driven as fast as the pace lets it. */
+class SaturatedLink {
+  readonly pace = new LinkPace();
+  rate: number;
+  oneWayMs: number;
+  now = 0;
+  pings = 0;
+  mostInFlight = 0;
+  delivered = 0;
+  #token = 0;
+  /** When the last byte written leaves the bottleneck. */
+  #freeAt = 0;
+  #pongs: { readonly at: number; readonly token: number; readonly sent: number }[] = [];
+  #sent = 0;
+
+  constructor(options: { readonly rate: number; readonly oneWayMs: number }) {
+    this.rate = options.rate;
+    this.oneWayMs = options.oneWayMs;
+    this.#ping();
+  }
+
+  run(durationMs: number): void {
+    const until = this.now + durationMs;
+    while (this.now < until) {
+      // Nothing is sent before the first PONG; there would be no end to it.
+      while (Number.isFinite(this.pace.limitBytes) && this.pace.admits("bulk")) {
+        this.#sent += 16 * KIBIBYTE;
+        this.pace.sent(16 * KIBIBYTE);
+        this.#freeAt = Math.max(this.#freeAt, this.now) + (16 * KIBIBYTE) / this.rate;
+        this.mostInFlight = Math.max(this.mostInFlight, this.pace.inFlightBytes);
+        if (this.pace.pingDue(this.now, 1)) this.#ping();
+      }
+      if (this.pace.pingDue(this.now, 1)) this.#ping();
+      this.now += 0.25;
+      while (this.#pongs[0] !== undefined && this.#pongs[0].at <= this.now) {
+        const { token, sent } = this.#pongs.shift()!;
+        this.delivered = sent;
+        this.pace.ponged(token, this.now);
+      }
+    }
+  }
+
+  #ping(): void {
+    this.#token += 1;
+    this.pings += 1;
+    this.pace.pinged(this.#token, this.now);
+    const at = Math.max(this.#freeAt, this.now) + 2 * this.oneWayMs;
+    this.#pongs.push({ at, token: this.#token, sent: this.#sent });
+  }
+}
+
+describe("the pace of a link", () => {
+  const table = [
+    { what: "loopback", rate: 50_000, oneWayMs: 0.1 },
+    { what: "a fast LAN", rate: 125_000, oneWayMs: 0.25 },
+    { what: "100 Mbit/s over 50 ms", rate: 12_500, oneWayMs: 25 },
+    { what: "1 Gbit/s over 100 ms", rate: 125_000, oneWayMs: 50 },
+    { what: "1 Mbit/s over 500 ms", rate: 125, oneWayMs: 250 },
+  ];
+  it.each(table)("lets $what deliver all it can, and little stands before others", ({ rate, oneWayMs }) => {
+    const link = new SaturatedLink({ rate, oneWayMs });
+    link.run(oneWayMs * 2 * 16 + 1_000);
+    const { delivered, now, pings } = link;
+    link.mostInFlight = 0;
+    link.run(20_000);
+    const elapsedMs = link.now - now;
+    expect((link.delivered - delivered) / elapsedMs).toBeGreaterThanOrEqual(0.95 * rate);
+    // Two round trips and some milliseconds of the link's rate are under way: one round trip of queue. PINGs a quarter of
+    // the limit apart tell the rate to as much.
+    const bound = 1.25 * Math.max(128 * KIBIBYTE, rate * (2 * (2 * oneWayMs + 0.5) + 6)) + 32 * KIBIBYTE;
+    expect(link.mostInFlight).toBeLessThanOrEqual(bound);
+    // The peer bears 1,000 a second.
+    expect(((link.pings - pings) * 1_000) / elapsedMs).toBeLessThan(800);
+  });
+
+  it("follows a link that becomes slower within two seconds", () => {
+    const link = new SaturatedLink({ rate: 100_000, oneWayMs: 5 });
+    link.run(2_000);
+    link.rate = 10_000;
+    link.run(2_000);
+    link.mostInFlight = 0;
+    link.run(1_000);
+    expect(link.mostInFlight).toBeLessThanOrEqual(10_000 * (2 * 10.5 + 6) * 1.2 + 16 * KIBIBYTE);
+  });
+
+  it("holds nothing back before the first PONG", () => {
+    const pace = new LinkPace();
+    pace.pinged(1, 0);
+    pace.sent(100_000_000);
+    expect(pace.admits("bulk")).toBe(true);
+  });
+
+  it("lets a stream through that had nothing to send when others have to wait", () => {
+    const pace = new LinkPace();
+    pace.pinged(1, 0);
+    pace.ponged(1, 1);
+    pace.sent(128 * KIBIBYTE);
+    expect([pace.admits("bulk"), pace.admits("fresh")]).toEqual([false, true]);
+    pace.sent(32 * KIBIBYTE);
+    expect(pace.admits("fresh")).toBe(false);
+    // What waits is heard of: without a PING under way one is due.
+    expect(pace.pingDue(1, 16)).toBe(true);
+  });
+
+  it("takes the round trip of a quiet link, also when it has become longer, and of a busy one only what is less", () => {
+    const pace = new LinkPace();
+    pace.pinged(1, 0);
+    expect(pace.ponged(1, 10)).toBe(10);
+    pace.pinged(2, 1_000);
+    pace.ponged(2, 1_030);
+    expect(pace.quietRoundTripMs).toBe(30);
+    pace.sent(100 * KIBIBYTE);
+    pace.pinged(3, 2_000);
+    expect(pace.ponged(3, 2_100)).toBe(100);
+    expect(pace.quietRoundTripMs).toBe(30);
+    pace.pinged(4, 3_000);
+    pace.received(100 * KIBIBYTE);
+    pace.ponged(4, 3_200);
+    expect(pace.quietRoundTripMs).toBe(30);
+  });
+
+  it("knows a PONG once, and by it that those before it need none", () => {
+    const pace = new LinkPace();
+    for (const token of [3, 5, 9]) pace.pinged(token, token);
+    expect(pace.ponged(4, 20)).toBeUndefined();
+    expect(pace.ponged(5, 20)).toBe(15);
+    expect(pace.ponged(3, 20)).toBeUndefined();
+    expect(pace.ponged(5, 20)).toBeUndefined();
+    expect(pace.ponged(9, 21)).toBe(12);
+  });
+});

@@ -1,0 +1,154 @@
+/**
+ * How many bytes of one link may be under way: written, and not yet read by the peer's process. What is beyond that waits
+ * in the session, where streams take turns and a small one goes first; in the buffers of two kernels it would stand in
+ * front of everybody, megabytes deep.
+ *
+ * The measure is a PING behind the data: its PONG says that all before it was read. The limit is what the link delivers in
+ * two round trips and a few milliseconds (twice the bandwidth-delay product, as BBR), so it doubles with each round trip
+ * as long as more is delivered, and what is under way costs others at most one round trip and those milliseconds. The
+ * round trip is that of the quiet link: one that included the queue would let the queue grow with itself.
+ *
+ * Nothing is held back before the first PONG: a peer that answers none is not paced, and lost after a while.
+ */
+
+/** The least that may be under way: two writes of the link. */
+const MIN_BYTES = 131_072;
+/** How far a stream may go beyond the limit that had nothing to send until now. */
+const FRESH_BYTES = 32_768;
+/** How long the peer's process may take for what it reads at a time, besides the round trip. */
+const TURN_MS = 5;
+/** The rate is measured over no less than this: shorter, it would be that of single turns of the event loop. */
+const MIN_EPOCH_MS = 20;
+/** The most PINGs that wait for their PONG; a further one takes the place of the oldest. */
+const MAX_PINGS = 8;
+/** PINGs count as frames that carry nothing, of which a session may send 1,000 a second over all its links. */
+const PING_SPACING_MS = 1.5;
+/** A link on which no more is under way in either direction does not delay a PING. */
+const QUIET_BYTES = 32_768;
+
+export class LinkPace {
+  #sentBytes = 0;
+  #deliveredBytes = 0;
+  #receivedBytes = 0;
+  #limitBytes = Number.POSITIVE_INFINITY;
+  #quietRoundTripMs: number | undefined;
+  /** In bytes per millisecond; 0 before it was measured. */
+  #rate = 0;
+  #epochAt = 0;
+  #epochDelivered = 0;
+  /** Something had to wait in this epoch: what was delivered in it is all that the link can do. */
+  #limited = false;
+  /** The PINGs that wait for their PONG, oldest first; a ring. Tokens rise. */
+  readonly #pings = Array.from({ length: MAX_PINGS }, () => ({ token: 0, at: 0, sent: 0, received: 0, quiet: false }));
+  #first = 0;
+  #count = 0;
+  #pingedBytes = 0;
+  #pingedAt = 0;
+
+  /** Bytes that were written and of which it is not known that the peer has read them. */
+  get inFlightBytes(): number {
+    return this.#sentBytes - this.#deliveredBytes;
+  }
+
+  /** Infinite before the first PONG. */
+  get limitBytes(): number {
+    return this.#limitBytes;
+  }
+
+  /** The round trip in milliseconds when nothing queues on the link; undefined before the first PONG. */
+  get quietRoundTripMs(): number | undefined {
+    return this.#quietRoundTripMs;
+  }
+
+  /** Whether more data may be written now. */
+  admits(who: "fresh" | "bulk"): boolean {
+    const limit = who === "fresh" ? this.#limitBytes + FRESH_BYTES : this.#limitBytes;
+    if (this.inFlightBytes < limit) return true;
+    this.#limited = true;
+    return false;
+  }
+
+  sent(bytes: number): void {
+    this.#sentBytes += bytes;
+  }
+
+  received(bytes: number): void {
+    this.#receivedBytes += bytes;
+  }
+
+  /** Whether a PING is due behind what was sent. The peer's patience is shared by the `links` of the session. */
+  pingDue(now: number, links: number): boolean {
+    const unconfirmed = this.#sentBytes - this.#pingedBytes;
+    // Without one under way, what waits would wait for ever.
+    if (this.#count === 0 && unconfirmed >= this.#limitBytes) return true;
+    return (
+      this.#count < MAX_PINGS && unconfirmed >= this.#limitBytes / 4 && now - this.#pingedAt >= PING_SPACING_MS * links
+    );
+  }
+
+  /** A PING was written behind all that was sent. */
+  pinged(token: number, now: number): void {
+    if (this.#count === MAX_PINGS) this.#drop();
+    if (this.#count === 0 && now - this.#epochAt > 2 * MIN_EPOCH_MS) this.#beginEpoch(now);
+    const ping = this.#pings[(this.#first + this.#count) % MAX_PINGS];
+    if (ping === undefined) return;
+    this.#count += 1;
+    ping.token = token;
+    ping.at = now;
+    ping.sent = this.#sentBytes;
+    ping.received = this.#receivedBytes;
+    ping.quiet = this.inFlightBytes <= QUIET_BYTES;
+    this.#pingedBytes = this.#sentBytes;
+    this.#pingedAt = now;
+  }
+
+  /**
+   * A PONG came, which answers its PING and all before it. Returns the round trip in milliseconds; undefined for a token
+   * that was not asked for, or was answered.
+   */
+  ponged(token: number, now: number): number | undefined {
+    if (!this.#asked(token)) return undefined;
+    let ping = this.#drop();
+    while (ping.token !== token) ping = this.#drop();
+    this.#deliveredBytes = Math.max(this.#deliveredBytes, ping.sent);
+    const sampleMs = now - ping.at;
+    const quiet = ping.quiet && this.#receivedBytes - ping.received <= QUIET_BYTES;
+    if (this.#quietRoundTripMs === undefined || quiet || sampleMs < this.#quietRoundTripMs) {
+      this.#quietRoundTripMs = sampleMs;
+    }
+    this.#measure(now, this.#quietRoundTripMs);
+    return sampleMs;
+  }
+
+  #measure(now: number, quietRoundTripMs: number): void {
+    const elapsedMs = now - this.#epochAt;
+    if (elapsedMs >= Math.max(MIN_EPOCH_MS, quietRoundTripMs)) {
+      const rate = (this.#deliveredBytes - this.#epochDelivered) / elapsedMs;
+      if (rate > this.#rate) this.#rate = rate;
+      else if (this.#limited) this.#rate += (rate - this.#rate) / 8;
+      this.#beginEpoch(now);
+    }
+    this.#limitBytes = Math.max(MIN_BYTES, Math.round(this.#rate * (2 * quietRoundTripMs + TURN_MS)));
+  }
+
+  #beginEpoch(now: number): void {
+    this.#epochAt = now;
+    this.#epochDelivered = this.#deliveredBytes;
+    this.#limited = false;
+  }
+
+  #asked(token: number): boolean {
+    for (let index = 0; index < this.#count; index += 1) {
+      if (this.#pings[(this.#first + index) % MAX_PINGS]?.token === token) return true;
+    }
+    return false;
+  }
+
+  #drop(): { readonly token: number; readonly at: number; readonly sent: number; received: number; quiet: boolean } {
+    const ping = this.#pings[this.#first];
+    if (ping === undefined || this.#count === 0) throw new Error("no PING is waited for");
+    this.#first = (this.#first + 1) % MAX_PINGS;
+    this.#count -= 1;
+    return ping;
+  }
+}
