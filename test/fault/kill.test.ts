@@ -10,9 +10,12 @@ import { socketEnding } from "../support/socket-ending.ts";
 
 const STREAMS = 200;
 const RESUME_TIMEOUT_MS = 4_000;
-/** Over which the survivor's use of the processor is measured. */
-const IDLE_MS = 2_000;
-const MAX_IDLE_CPU_SHARE = 0.05;
+/** The least that `resumeTimeout` takes. */
+const SHORTEST_HOLD_MS = 1_000;
+/** Over which the survivor's use of the processor is measured, once it has dealt with the loss. */
+const SETTLE_MS = 500;
+const IDLE_MS = 3_000;
+const MAX_IDLE_CPU_SHARE = 0.02;
 /** A new process, its readiness and one connection through it. */
 const MAX_RETURN_MS = 3_000;
 
@@ -22,13 +25,13 @@ afterEach(async () => {
   closers = [];
 });
 
-async function startRig() {
+async function startRig(resumeTimeoutMs = RESUME_TIMEOUT_MS) {
   const echo = await startEchoServer();
   closers.push(() => echo.close());
   const pair = await SallyportPair.start({
     services: { echo: `127.0.0.1:${echo.port}` },
     deployments: [{ name: "echo", target: "echo" }],
-    edgeConfig: { resumeTimeout: `${RESUME_TIMEOUT_MS}ms` },
+    edgeConfig: { resumeTimeout: `${resumeTimeoutMs}ms` },
   });
   closers.push(() => pair.stop());
   const probes = await Promise.all(Array.from({ length: STREAMS }, () => EchoProbe.connect(pair.listenerPort("echo"))));
@@ -39,8 +42,9 @@ async function startRig() {
   return { pair, partners, targets };
 }
 
-/** Share of one processor that a process uses. */
+/** Share of one processor that a process uses while its peer is away. */
 async function cpuShare(pid: number): Promise<number> {
+  await delay(SETTLE_MS);
   const before = await processUsage(pid);
   const startedAt = performance.now();
   await delay(IDLE_MS);
@@ -58,6 +62,8 @@ async function endings(sockets: readonly Parameters<typeof socketEnding>[0][], s
   );
   return { kinds: [...new Set(all.map(({ how }) => how))], lastMs: Math.max(...all.map(({ afterMs }) => afterMs)) };
 }
+
+const story = ({ code, reason }: Readonly<Record<string, unknown>>) => [code, reason].join(" ");
 
 /** Milliseconds until a new connection is served. */
 async function returnMs(pair: SallyportPair, restart: () => Promise<void>): Promise<number> {
@@ -87,11 +93,21 @@ describe("kill -9", () => {
     expect(kinds).toEqual(["ECONNRESET"]);
     expect(lastMs).toBeLessThan(RESUME_TIMEOUT_MS + 1_000);
     const records = await pair.waitForEdgeRecords("echo", STREAMS);
-    expect(new Set(records.map(({ code, reason }) => [code, reason].join(" ")))).toEqual(
-      new Set(["DX tunnel session lost"]),
-    );
+    expect(new Set(records.map(story))).toEqual(new Set(["DX tunnel session lost"]));
     expect(await returnMs(pair, () => pair.restartAgent())).toBeLessThan(MAX_RETURN_MS);
     expect(edgeShare).toBeLessThan(MAX_IDLE_CPU_SHARE);
+  });
+
+  test("of the agent resets every partner within a second of the shortest hold that can be set", async () => {
+    const { pair, partners } = await startRig(SHORTEST_HOLD_MS);
+    const killedAt = performance.now();
+    pair.agent.process.signal("SIGKILL");
+    const { kinds, lastMs } = await endings(partners, killedAt);
+    expect(kinds).toEqual(["ECONNRESET"]);
+    expect(lastMs).toBeLessThan(SHORTEST_HOLD_MS + 1_000);
+    expect(new Set((await pair.waitForEdgeRecords("echo", STREAMS)).map(story))).toEqual(
+      new Set(["DX tunnel session lost"]),
+    );
   });
 
   test("of the agent resets every partner as soon as a new process takes its place", async () => {
@@ -105,6 +121,10 @@ describe("kill -9", () => {
     expect(kinds).toEqual(["ECONNRESET"]);
     // Sooner than the timeout would have it.
     expect(lastMs).toBeLessThan(RESUME_TIMEOUT_MS);
+    const records = (await pair.waitForEdgeRecords("echo", STREAMS)).slice(0, STREAMS);
+    expect(new Set(records.map(story))).toEqual(new Set(["DX tunnel session lost"]));
+    await pair.edge.process.waitForLine(/"msg":"session ended"/);
+    expect(pair.edge.process.stdout).toMatch(/"code":4409,"reason":"replaced by a new session"/);
   });
 
   test("of the edge ends every partner at once, resets the targets, and the agent finds the new one", async () => {

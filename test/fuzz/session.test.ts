@@ -190,6 +190,11 @@ function attack(role: "edge" | "agent", random: Random, midTransfer: boolean): n
   };
 
   if (role === "edge") begin();
+  else if (midTransfer) {
+    for (let id = 1; id <= STREAMS / 2; id += 1) lone.receive(open(id));
+    for (const event of lone.events) rules.check(event);
+    lone.events.length = 0;
+  }
   if (midTransfer) for (let count = 0; count < 12; count += 1) act();
   const views = new Map<number, View>();
   const viewOf = (id: number): View => {
