@@ -146,6 +146,7 @@ export class AgentAttacker {
       received = frame.offset + frame.bytes.length;
       return received >= TRANSFER_BYTES;
     }, "the echo");
+    await link.awaitFrame((frame) => frame.type === "credit" && frame.consumed >= TRANSFER_BYTES, "credit for it");
   }
 
   /** The agent's next link that asks for a new session. */

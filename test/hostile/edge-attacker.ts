@@ -141,6 +141,8 @@ export class EdgeAttacker {
     await withDeadline(once(partner, "data"), { what: "bytes of the hostile agent" });
     partner.resume();
     await agent.awaitFrame("data");
+    // Credit for them follows a little later; what may be sent stands still from then on.
+    await agent.awaitFrame("credit", ({ consumed }) => consumed >= TO_PARTNER.length);
     return partner;
   }
 

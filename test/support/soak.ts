@@ -62,6 +62,8 @@ export interface SoakResult {
   readonly echoes: number;
   /** What went wrong on any stream, without doubles: failures and wrong bytes. At most 20. */
   readonly faults: readonly string[];
+  /** What the rig could not do in time: cut, reload, or ask for figures. At most 20. */
+  readonly delays: readonly string[];
   /** Connections whose record, at either end, does not say that they finished, with what it says. At most 20. */
   readonly badEndings: readonly string[];
   readonly edge: ProgramGrowth;
@@ -121,6 +123,7 @@ class Soak {
   readonly #relay: RelayProcess;
   readonly #port: number;
   readonly #faults = new Set<string>();
+  readonly #delays: string[] = [];
   readonly #random = seededRandom("soak");
   readonly #stop = new AbortController();
   readonly #edgeSamples: Sample[] = [];
@@ -188,6 +191,7 @@ class Soak {
       shortConnections: this.#shortConnections,
       echoes: this.#echoes,
       faults: [...this.#faults],
+      delays: this.#delays,
       badEndings: badEndings.slice(0, MAX_FAULTS),
       edge: this.#growth(this.#edgeSamples, [edgeBefore, edgeLoaded, edgeAfter]),
       agent: this.#growth(this.#agentSamples, [agentBefore, agentLoaded, agentAfter]),
@@ -260,7 +264,12 @@ class Soak {
       } catch {
         return;
       }
-      await act();
+      try {
+        await act();
+      } catch (error) {
+        // The rig itself was too slow, which a machine that stands still causes: told, and gone on.
+        if (this.#delays.length < MAX_FAULTS) this.#delays.push(String(error));
+      }
     }
   }
 
