@@ -16,6 +16,8 @@ const SHORTEST_HOLD_MS = 1_000;
 const SETTLE_MS = 500;
 const IDLE_MS = 3_000;
 const MAX_IDLE_CPU_SHARE = 0.02;
+/** While streams wait, an agent tries for a link several times a second, so that they go on as soon as they can. */
+const MAX_WAITING_CPU_SHARE = 0.05;
 /** A new process, its readiness and one connection through it. */
 const MAX_RETURN_MS = 3_000;
 
@@ -121,8 +123,9 @@ describe("kill -9", () => {
     expect(kinds).toEqual(["ECONNRESET"]);
     // Sooner than the timeout would have it.
     expect(lastMs).toBeLessThan(RESUME_TIMEOUT_MS);
-    const records = (await pair.waitForEdgeRecords("echo", STREAMS)).slice(0, STREAMS);
-    expect(new Set(records.map(story))).toEqual(new Set(["DX tunnel session lost"]));
+    // Besides, there are those of the connections that asked for service while there was none.
+    const records = (await pair.waitForEdgeRecords("echo", STREAMS)).map(story);
+    expect(records.filter((text) => text === "DX tunnel session lost")).toHaveLength(STREAMS);
     await pair.edge.process.waitForLine(/"msg":"session ended"/);
     expect(pair.edge.process.stdout).toMatch(/"code":4409,"reason":"replaced by a new session"/);
   });
@@ -133,7 +136,7 @@ describe("kill -9", () => {
     pair.edge.process.signal("SIGKILL");
     const targetsEnd = endings(targets, killedAt);
     expect((await endings(partners, killedAt)).lastMs).toBeLessThan(1_000);
-    expect(await cpuShare(pair.agent.process.pid)).toBeLessThan(MAX_IDLE_CPU_SHARE);
+    expect(await cpuShare(pair.agent.process.pid)).toBeLessThan(MAX_WAITING_CPU_SHARE);
     expect(await returnMs(pair, () => pair.restartEdge())).toBeLessThan(MAX_RETURN_MS);
     const { kinds, lastMs } = await targetsEnd;
     expect(kinds).toEqual(["ECONNRESET"]);
@@ -147,5 +150,7 @@ describe("kill -9", () => {
     const { kinds, lastMs } = await endings(targets, killedAt);
     expect(kinds).toEqual(["ECONNRESET"]);
     expect(lastMs).toBeLessThan(RESUME_TIMEOUT_MS + 1_000);
+    // From then on nobody waits, and the agent tries every ten seconds on average.
+    expect(await cpuShare(pair.agent.process.pid)).toBeLessThan(MAX_IDLE_CPU_SHARE);
   });
 });
