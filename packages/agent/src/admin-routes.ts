@@ -2,7 +2,7 @@
  * What the running agent answers on its admin socket. Every answer is JSON; the command line turns it into tables. No
  * answer holds a secret.
  */
-import { type AdminRoute, ExitCode, Failure } from "@sallyport/host";
+import { accessLogView, type AdminRoute, ExitCode, Failure } from "@sallyport/host";
 import { z } from "zod";
 import type { Agent } from "./agent.ts";
 
@@ -24,6 +24,7 @@ export function adminRoutes(agent: Agent): AdminRoute[] {
           ready: notReady.length === 0,
           notReady,
           connections: connections.live.size,
+          ...accessLogView(agent.accessLog),
           forbidden: connections.forbidden,
           bytesIn: connections.bytes.in,
           bytesOut: connections.bytes.out,

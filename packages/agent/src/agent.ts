@@ -12,8 +12,10 @@ import {
   dial,
   type Logger,
   listenFailure,
+  LogFile,
   ObservabilityServer,
   openStateDirectory,
+  registerAccessLogMetrics,
   Resolver,
 } from "@sallyport/host";
 import { MemoryBudget } from "@sallyport/protocol";
@@ -77,6 +79,7 @@ export class Agent {
       memory: this.memory,
       services: () => this.config.services.keys(),
     });
+    registerAccessLogMetrics(this.#registry, () => this.accessLog);
   }
 
   /** Resolves when the edges are being dialled. @throws Failure; nothing is left open then */
@@ -95,6 +98,11 @@ export class Agent {
 
   get stopping(): boolean {
     return this.#stopped !== undefined;
+  }
+
+  /** The file of records, where the configuration names one. */
+  get accessLog(): LogFile | undefined {
+    return this.#records.log.file;
   }
 
   /** Why the agent is not ready; empty when every edge has a session with a link. */
@@ -137,6 +145,14 @@ export class Agent {
 
   async #start(): Promise<void> {
     const { config } = this;
+    if (config.accessLog !== undefined) {
+      const { log } = this.#records;
+      const file = await LogFile.open(config.accessLog, { log: this.log });
+      log.file = file;
+      log.toLog = config.accessLog.stdout;
+      // The first to be opened is the last to be closed, when every record is written.
+      this.#closers.push(() => file.close());
+    }
     const maxStreams = Math.min(config.limits.maxStreams, connectionCapacity(1) ?? Number.POSITIVE_INFINITY);
     if (maxStreams < config.limits.maxStreams) {
       this.log.warn(

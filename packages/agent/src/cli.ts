@@ -59,7 +59,12 @@ async function run({ config: path }: ConfigOption): Promise<number> {
   // was cut would look complete.
   process.prependOnceListener("exit", () => agent.connections.shutDown());
   const stopped = stopOnSignals(agent, log);
-  process.on("SIGHUP", () => reload(agent, log));
+  // Without a listener of ours, SIGUSR1 would open Node's debugger.
+  process.on("SIGUSR1", () => void agent.accessLog?.reopen());
+  process.on("SIGHUP", () => {
+    void agent.accessLog?.reopen();
+    reload(agent, log);
+  });
   log.info({ edges: agent.edges.map(({ address }) => address), services: agent.config.services.size }, "ready");
   notifyService("READY=1");
   const exitCode = await stopped;
@@ -130,6 +135,7 @@ async function status({ config, json }: OutputOptions): Promise<void> {
     ready: boolean;
     notReady: string[];
     connections: number;
+    accessLog?: { dropped: number };
     forbidden: number;
     edges: object[];
     services: object[];
@@ -140,6 +146,9 @@ async function status({ config, json }: OutputOptions): Promise<void> {
     `${name}: ${ready ? "ready" : "not ready"}, ${connections} connections, ${forbidden} forbidden targets\n`,
   );
   for (const reason of answer.notReady) process.stdout.write(`  ${reason}\n`);
+  if ((answer.accessLog?.dropped ?? 0) > 0) {
+    process.stdout.write(`  ${answer.accessLog?.dropped} lines of the access log were lost; is its disk full?\n`);
+  }
   printTable(answer.edges);
   if (answer.services.length > 0) printTable(answer.services);
 }

@@ -3,6 +3,7 @@
  * no frame from an edge changes it.
  */
 import {
+  accessLogSection,
   type Cidr,
   count,
   drainTimeout,
@@ -186,6 +187,7 @@ export const agentConfigSchema = z
     heartbeat: heartbeatSection(),
     memory: memorySize(),
     drainTimeout: drainTimeout(),
+    accessLog: accessLogSection(),
     metrics: metricsSection(),
     log: logSection(),
   })

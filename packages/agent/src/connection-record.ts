@@ -2,9 +2,8 @@
  * The record of one connection to a target, written once at its end. Every OPEN has one, served or refused. The id is the
  * one in the edge's record; `partner` and `deployment` are what the edge claims.
  */
-import { LineRate } from "@sallyport/host";
+import { LineRate, type Logger, RecordLog } from "@sallyport/host";
 import type { Ending } from "@sallyport/tunnel";
-import type { Logger } from "pino";
 
 /** The facts of a connection; undefined ones are left out. Durations are milliseconds since OPEN arrived. */
 export interface ConnectionFacts {
@@ -47,15 +46,15 @@ const REFUSED_BURST = 200;
 const REFUSED_PER_SECOND = 20;
 
 export class RecordWriter {
-  readonly #log: Logger;
+  readonly log: RecordLog;
   readonly #refused = new LineRate({ burst: REFUSED_BURST, perSecond: REFUSED_PER_SECOND });
 
   constructor(log: Logger) {
-    this.#log = log;
+    this.log = new RecordLog(log);
   }
 
   ended(facts: ConnectionFacts, ending: Ending): void {
-    this.#log.info({ ...facts, code: ending.code, reason: ending.reason }, "connection");
+    this.log.write("info", "connection", facts, ending);
   }
 
   /**
@@ -65,7 +64,7 @@ export class RecordWriter {
   refused(facts: ConnectionFacts, ending: Ending): void {
     const leftOut = this.#refused.admit();
     if (leftOut === undefined) return;
-    if (leftOut > 0) this.#log.warn({ count: leftOut }, "records of refused connections left out");
-    this.#log.warn({ ...facts, code: ending.code, reason: ending.reason }, "connection");
+    if (leftOut > 0) this.log.write("warn", "records of refused connections left out", { count: leftOut });
+    this.log.write("warn", "connection", facts, ending);
   }
 }

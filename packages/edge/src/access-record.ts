@@ -2,9 +2,8 @@
  * The record of one partner connection, written once at its end, and in between for a long one. Every connection has
  * one, served or refused.
  */
-import { LineRate } from "@sallyport/host";
+import { LineRate, type Logger, RecordLog } from "@sallyport/host";
 import type { Ending } from "@sallyport/tunnel";
-import type { Logger } from "pino";
 
 /** How many connections there were when one ended, itself included unless it was refused. */
 export interface ActiveConnections {
@@ -84,28 +83,28 @@ const REFUSED_BURST = 1_000;
 const REFUSED_PER_SECOND = 100;
 
 export class RecordWriter {
-  readonly #log: Logger;
+  readonly log: RecordLog;
   readonly #refused = new LineRate({ burst: REFUSED_BURST, perSecond: REFUSED_PER_SECOND });
 
   constructor(log: Logger) {
-    this.#log = log;
+    this.log = new RecordLog(log);
   }
 
   /** A connection that was served, or that could not be. */
   ended(facts: ConnectionFacts, ending: Ending): void {
-    this.#log.info({ ...facts, code: ending.code, reason: ending.reason }, "connection");
+    this.log.write("info", "connection", facts, ending);
   }
 
   /** The state of a long connection. */
   interim(facts: ConnectionFacts): void {
-    this.#log.info(facts, "connection interim");
+    this.log.write("info", "connection interim", facts);
   }
 
   /** A connection that admission refused. Beyond the rate, lines are counted and the count is written with the next. */
   refused(facts: ConnectionFacts, ending: Ending): void {
     const suppressed = this.#refused.admit();
     if (suppressed === undefined) return;
-    if (suppressed > 0) this.#log.warn({ count: suppressed }, "records of refused connections left out");
+    if (suppressed > 0) this.log.write("warn", "records of refused connections left out", { count: suppressed });
     this.ended(facts, ending);
   }
 }

@@ -2,7 +2,7 @@
  * What the running edge answers on its admin socket. Every answer is JSON; the command line turns it into tables. No
  * answer holds a secret: the one thing that does, a new token, is made by `pair` and `rotate` and shown once.
  */
-import { type AdminRoute, ExitCode, Failure, formatIpAddress, parseIpAddress } from "@sallyport/host";
+import { accessLogView, type AdminRoute, ExitCode, Failure, formatIpAddress, parseIpAddress } from "@sallyport/host";
 import { ResetCode } from "@sallyport/protocol";
 import { z } from "zod";
 import type { Deployment } from "./deployment.ts";
@@ -57,6 +57,7 @@ export function adminRoutes(edge: Edge): AdminRoute[] {
         ready: edge.notReady.length === 0,
         notReady: edge.notReady,
         connections: edge.admission.active,
+        ...accessLogView(edge.accessLog),
         maxConnections: edge.admission.limits.maxConnections,
         tunnels: [...edge.tunnelAddresses].map(([tunnel, { address, port }]) => ({
           tunnel,

@@ -61,7 +61,10 @@ async function serve({ config: path }: ConfigOption): Promise<void> {
     process.on("SIGTERM", onSignal);
     process.on("SIGINT", onSignal);
   });
+  // Without a listener of ours, SIGUSR1 would open Node's debugger.
+  process.on("SIGUSR1", () => void edge.accessLog?.reopen());
   process.on("SIGHUP", () => {
+    void edge.accessLog?.reopen();
     edge.reload().catch((error: unknown) => {
       if (!(error instanceof Failure)) throw error;
       log.error({ where: error.where, reason: error.what }, "configuration not reloaded; the old one stays");
@@ -212,6 +215,7 @@ command("status", "what the running edge does")
       ready: boolean;
       notReady: string[];
       connections: number;
+      accessLog?: { dropped: number };
       agents: object[];
       deployments: object[];
     };
@@ -220,6 +224,9 @@ command("status", "what the running edge does")
       `${status.name}: ${status.ready ? "ready" : "not ready"}, ${status.connections} connections\n`,
     );
     for (const reason of status.notReady) process.stdout.write(`  ${reason}\n`);
+    if ((status.accessLog?.dropped ?? 0) > 0) {
+      process.stdout.write(`  ${status.accessLog?.dropped} lines of the access log were lost; is its disk full?\n`);
+    }
     printTable(status.deployments.map(deploymentRow));
     printTable(status.agents);
   });

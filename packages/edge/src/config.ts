@@ -3,6 +3,7 @@
  * wrong in itself; whether an address can be bound or a file read shows when it is done.
  */
 import {
+  accessLogSection,
   count,
   drainTimeout,
   duration,
@@ -152,6 +153,7 @@ export const edgeConfigSchema = z
     recordInterval: duration({ max: "1d" })
       .prefault("5m")
       .describe("How often a long connection writes a record while it runs. 0s: only at its end."),
+    accessLog: accessLogSection(),
     metrics: metricsSection(),
     log: logSection(),
   })

@@ -12,10 +12,12 @@ import {
   ExitCode,
   Failure,
   LineRate,
+  LogFile,
   type Logger,
   listenFailure,
   ObservabilityServer,
   openStateDirectory,
+  registerAccessLogMetrics,
   Resolver,
 } from "@sallyport/host";
 import { MemoryBudget, ResetCode } from "@sallyport/protocol";
@@ -37,7 +39,7 @@ import { registerEdgeMetrics } from "./metrics.ts";
 import type { PartnerConnection } from "./partner-connection.ts";
 
 /** Keys that are read at start only; a reload that changes them says so. */
-const RESTART_KEYS = ["name", "stateDir", "metrics", "heartbeat", "resumeTimeout"] as const;
+const RESTART_KEYS = ["name", "stateDir", "accessLog", "metrics", "heartbeat", "resumeTimeout"] as const;
 
 /**
  * Kept free for those who have not authenticated (as many as the tunnel admits at once) and for links. Without them partners
@@ -103,6 +105,7 @@ export class Edge {
       log: options.log,
     };
     registerEdgeMetrics(this.#registry, this);
+    registerAccessLogMetrics(this.#registry, () => this.accessLog);
     collectProcessMetrics(this.#registry);
   }
 
@@ -122,6 +125,11 @@ export class Edge {
 
   get stopping(): boolean {
     return this.#stopping;
+  }
+
+  /** The file of records, where the configuration names one. */
+  get accessLog(): LogFile | undefined {
+    return this.#context.records.log.file;
   }
 
   /** The filter of the running configuration, of whatever listener. */
@@ -189,6 +197,14 @@ export class Edge {
 
   async #start(): Promise<void> {
     const { config } = this;
+    if (config.accessLog !== undefined) {
+      const { log } = this.#context.records;
+      const file = await LogFile.open(config.accessLog, { log: this.log });
+      log.file = file;
+      log.toLog = config.accessLog.stdout;
+      // The first to be opened is the last to be closed, when every record is written.
+      this.#closers.push(() => file.close());
+    }
     // Everything is made before anything listens, so that a fault leaves nothing bound.
     this.#filters = ipFilters(config);
     this.#install(listenerSettings(config, this.#filters), {

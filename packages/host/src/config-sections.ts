@@ -16,6 +16,29 @@ export function logSection() {
     .describe("The log: JSON lines on standard output.");
 }
 
+/** `accessLog`: without it, records of connections go to the log alone. */
+export function accessLogSection() {
+  return z
+    .strictObject({
+      file: filePath().describe(
+        "The file. FILE.1, FILE.2 and so on beside it are the ones before. Made with mode 0640; no link is followed.",
+      ),
+      maxSize: byteSize({ min: "64KiB", max: "1024GiB" })
+        .prefault("100MiB")
+        .describe("The largest a file becomes before another takes its place."),
+      maxAge: duration({ max: "24d" })
+        .prefault("1d")
+        .describe("How long a file is written to before another takes its place. 0s: any time."),
+      keep: count({ min: 0, max: 365 })
+        .default(14)
+        .describe("How many files are kept besides the one that is written to."),
+      format: z.enum(["json"]).default("json").describe("How a record is written: one JSON object a line."),
+      stdout: z.boolean().default(true).describe("Whether records go to standard output, too."),
+    })
+    .optional()
+    .describe("A file for the records of connections. Left out: they go to standard output alone.");
+}
+
 /** `metrics`: without it, nothing listens. */
 export function metricsSection() {
   return z

@@ -41,6 +41,7 @@ export { type ByteSizeBounds, byteSize, parseByteSize } from "./byte-size.ts";
 export { checkConfigText, loadConfigFile, loadStateDir } from "./config-file.ts";
 export { configReason, spoken } from "./config-reason.ts";
 export {
+  accessLogSection,
   count,
   drainTimeout,
   filePath,
@@ -67,6 +68,7 @@ export {
 export { name } from "./name.ts";
 export { nearestWord } from "./nearest-word.ts";
 export { configSchemaText } from "./schema-file.ts";
+export { registerAccessLogMetrics } from "./access-log-metrics.ts";
 export { adminAddress } from "./admin-address.ts";
 export { type AdminRequest, type AdminTarget, adminRequest } from "./admin-request.ts";
 export {
@@ -83,8 +85,10 @@ export { NotRunning } from "./not-running.ts";
 export { listenFailure } from "./listen-failure.ts";
 export { createLogger, droppedLogLines, flushLog, type Logger, type LoggerOptions } from "./log.ts";
 export { LogDestination, type LogDestinationOptions } from "./log-destination.ts";
+export { accessLogView, LogFile, type LogFileOptions, type LogFileSettings } from "./log-file.ts";
 export { ObservabilityServer, type ObservabilityServerOptions } from "./observability-server.ts";
 export { formatTable, printJson, printTable } from "./output.ts";
 export { packageVersion } from "./package-version.ts";
 export { collectProcessMetrics } from "./process-metrics.ts";
+export { RecordLog } from "./record-log.ts";
 export { openStateDirectory } from "./state-directory.ts";

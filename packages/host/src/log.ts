@@ -19,6 +19,16 @@ export interface LoggerOptions {
   readonly destination?: DestinationStream;
 }
 
+/** Of the loggers that were made here. */
+const destinations = new WeakMap<Logger, { readonly write: (line: string) => void; readonly name: string }>();
+
+/** Takes whole lines past the logger, and the name that is in each of its own; undefined for a logger made elsewhere. */
+export function destinationOf(
+  logger: Logger,
+): { readonly write: (line: string) => void; readonly name: string } | undefined {
+  return destinations.get(logger);
+}
+
 let standardOutput: LogDestination | undefined;
 
 /** Lines of this process's log that were lost because standard output did not take them. */
@@ -36,7 +46,8 @@ export function createLogger({ name, level = "info", destination }: LoggerOption
   if (destination === undefined) {
     standardOutput ??= new LogDestination();
   }
-  return pino(
+  const stream = destination ?? standardOutput ?? new LogDestination();
+  const logger = pino(
     {
       name,
       level,
@@ -63,8 +74,10 @@ export function createLogger({ name, level = "info", destination }: LoggerOption
         streamWrite: (line) => `${printableText(line.slice(0, -1))}\n`,
       },
     },
-    destination ?? standardOutput ?? new LogDestination(),
+    stream,
   );
+  destinations.set(logger, { write: (line) => stream.write(line), name });
+  return logger;
 }
 
 /** An error under any key would be printed with every property that its maker gave it. */
