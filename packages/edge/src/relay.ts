@@ -6,7 +6,15 @@
  */
 import type { Socket } from "node:net";
 import { ResetCode } from "@sallyport/protocol";
-import { abandon, ActivityTimer, Ended, type Ending, endingOf, onConfirmedEnd } from "@sallyport/tunnel";
+import {
+  abandon,
+  ActivityTimer,
+  afterTargetEnded,
+  Ended,
+  type Ending,
+  endingOf,
+  onConfirmedEnd,
+} from "@sallyport/tunnel";
 
 export interface RelayOptions {
   readonly partner: Socket;
@@ -28,6 +36,7 @@ export class Relay {
   readonly #onEnd: (ending: Ending) => void;
   readonly #timer: ActivityTimer;
   #ended = false;
+  #targetEnded = false;
 
   /** Both sockets were made with `allowHalfOpen` and are paused. */
   constructor(options: RelayOptions) {
@@ -68,6 +77,7 @@ export class Relay {
       from.resume();
     });
     onConfirmedEnd(from, () => {
+      if (from === this.#target) this.#targetEnded = true;
       this.#timer.halfClose();
       to.end();
     });
@@ -80,16 +90,20 @@ export class Relay {
   }
 
   #timeOut(ending: Ending): void {
-    this.#finish(ending);
+    this.#finish(this.#inPhase(ending));
     abandon(this.#partner);
     abandon(this.#target);
   }
 
   #cut(ending: Ending): void {
     if (this.#ended) return;
-    this.#finish(ending);
+    this.#finish(this.#inPhase(ending));
     this.#partner.resetAndDestroy();
     this.#target.resetAndDestroy();
+  }
+
+  #inPhase(ending: Ending): Ending {
+    return this.#targetEnded ? afterTargetEnded(ending) : ending;
   }
 
   #finish(ending: Ending): void {

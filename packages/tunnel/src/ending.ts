@@ -6,7 +6,7 @@
  * `s` a timeout while waiting for the partner or the target, `P` a rule of ours, `R` a limit or a lack of resources,
  * `K` an operator, `D` no agent to reach the target, `L` our own shutdown, `I` a bug or a violation.
  * Second letter, in which phase: `-` after the end, `A` at admission, `Q` while waiting for an agent, `C` while connecting, `D` while bytes flowed,
- * `X` in the tunnel.
+ * `L` after the target had sent its last byte, `X` in the tunnel.
  */
 import { type ResetReason, resetReason } from "@sallyport/protocol";
 import type { SpliceEnd } from "./splice.ts";
@@ -29,8 +29,13 @@ export const Ended = {
   forbidden: { code: "PC", reason: "target not allowed by the agent" },
   limit: { code: "RC", reason: "limit of the agent" },
   resource: { code: "RC", reason: "out of resources" },
+  partnerResetLast: { code: "CL", reason: "partner reset after the target had ended" },
+  targetResetLast: { code: "SL", reason: "target reset after it had ended" },
+  idleTimeoutLast: { code: "cL", reason: "idle timeout after the target had ended" },
   idleTimeout: { code: "cD", reason: "idle timeout" },
-  halfCloseTimeout: { code: "cD", reason: "half-close timeout" },
+  /** The partner had ended, the target did not follow. */
+  halfCloseTimeout: { code: "sD", reason: "half-close timeout" },
+  halfCloseTimeoutLast: { code: "cL", reason: "half-close timeout" },
   killed: { code: "KD", reason: "killed by operator" },
   shutdown: { code: "LD", reason: "shutdown" },
   sessionLost: { code: "DX", reason: "tunnel session lost" },
@@ -74,6 +79,29 @@ function endingOfReset(reason: ResetReason, options: { sender: "edge" | "agent";
 
 /** The ending of a spliced connection, seen from `side`; `connected`: the target had been reached. */
 export function endingOf(end: SpliceEnd, options: { side: "edge" | "agent"; connected: boolean }): Ending {
+  const ending = plainEndingOf(end, options);
+  const { ended } = end;
+  if (ended === undefined) return ending;
+  return (options.side === "edge" ? ended.fromStream : ended.fromSocket) ? afterTargetEnded(ending) : ending;
+}
+
+/** The same ending when the target had sent its last byte: what was left was the partner's part. */
+export function afterTargetEnded(ending: Ending): Ending {
+  switch (ending) {
+    case Ended.partnerReset:
+      return Ended.partnerResetLast;
+    case Ended.targetReset:
+      return Ended.targetResetLast;
+    case Ended.idleTimeout:
+      return Ended.idleTimeoutLast;
+    case Ended.halfCloseTimeout:
+      return Ended.halfCloseTimeoutLast;
+    default:
+      return ending;
+  }
+}
+
+function plainEndingOf(end: SpliceEnd, options: { side: "edge" | "agent"; connected: boolean }): Ending {
   const { side, connected } = options;
   switch (end.type) {
     case "finished":

@@ -17,7 +17,12 @@ import { abandon } from "./abandon.ts";
 import { ActivityTimer } from "./activity-timer.ts";
 import type { StreamHandler, TunnelStream } from "./session-driver.ts";
 
-export type SpliceEnd =
+export type SpliceEnd = {
+  /** Which directions had ended in order by then: the one from the socket, and the one from the stream. */
+  readonly ended?: { readonly fromSocket: boolean; readonly fromStream: boolean };
+} & SpliceEndKind;
+
+type SpliceEndKind =
   /** Both directions ended after their last byte. */
   | { readonly type: "finished" }
   /** The socket broke or was reset by its peer; `error` is the system's code, such as ECONNRESET. */
@@ -64,6 +69,8 @@ export class Splice implements StreamHandler {
   #collector: Buffer | undefined;
   #collected = 0;
   #ended = false;
+  #endedFromSocket = false;
+  #endedFromStream = false;
 
   /** The socket was made with `allowHalfOpen` and is paused; the splice owns it from now on. */
   constructor(socket: Socket, stream: TunnelStream, options: SpliceOptions) {
@@ -117,6 +124,7 @@ export class Splice implements StreamHandler {
 
   readonly #onSocketEnd = (): void => {
     if (this.#ended) return;
+    this.#endedFromSocket = true;
     this.#timer.halfClose();
     this.#stream.end();
   };
@@ -190,6 +198,7 @@ export class Splice implements StreamHandler {
 
   onEnd(): void {
     if (this.#ended) return;
+    this.#endedFromStream = true;
     this.#timer.halfClose();
     this.#flushCollected();
     this.#socket.end();
@@ -238,6 +247,9 @@ export class Splice implements StreamHandler {
     if (this.#ended) return;
     this.#ended = true;
     this.#timer.stop();
-    this.#options.onEnd(end);
+    this.#options.onEnd({
+      ...end,
+      ended: { fromSocket: this.#endedFromSocket, fromStream: this.#endedFromStream },
+    });
   }
 }
