@@ -4,6 +4,7 @@
  */
 import { LineRate, type Logger, RecordLog } from "@sallyport/host";
 import type { Ending } from "@sallyport/tunnel";
+import { EndedConnections } from "./ended-connections.ts";
 
 /** How many connections there were when one ended, itself included unless it was refused. */
 export interface ActiveConnections {
@@ -86,12 +87,16 @@ export class RecordWriter {
   readonly log: RecordLog;
   readonly #refused = new LineRate({ burst: REFUSED_BURST, perSecond: REFUSED_PER_SECOND });
 
+  /** What metrics count of them. */
+  readonly counts = new EndedConnections();
+
   constructor(log: Logger) {
     this.log = new RecordLog(log);
   }
 
   /** A connection that was served, or that could not be. */
   ended(facts: ConnectionFacts, ending: Ending): void {
+    this.counts.count(facts, ending);
     this.log.write("info", "connection", facts, ending);
   }
 
@@ -102,9 +107,10 @@ export class RecordWriter {
 
   /** A connection that admission refused. Beyond the rate, lines are counted and the count is written with the next. */
   refused(facts: ConnectionFacts, ending: Ending): void {
+    this.counts.count(facts, ending);
     const suppressed = this.#refused.admit();
     if (suppressed === undefined) return;
     if (suppressed > 0) this.log.write("warn", "records of refused connections left out", { count: suppressed });
-    this.ended(facts, ending);
+    this.log.write("info", "connection", facts, ending);
   }
 }

@@ -32,6 +32,8 @@ import { ClientStore } from "./client-store.ts";
 import { type EdgeConfig, loadEdgeConfig } from "./config.ts";
 import { Deployment, type DeploymentContext, type DeploymentSettings } from "./deployment.ts";
 import { deploymentSettings, ipFilters, listenerSettings } from "./deployment-settings.ts";
+import type { EndedConnections } from "./ended-connections.ts";
+import { registerEndedMetrics } from "./ended-metrics.ts";
 import type { IpFilter } from "./ip-filter.ts";
 import { Listener, type ListenerSettings } from "./listener.ts";
 import type { ListeningSocket } from "./listening-socket.ts";
@@ -105,6 +107,7 @@ export class Edge {
       log: options.log,
     };
     registerEdgeMetrics(this.#registry, this);
+    registerEndedMetrics(this.#registry, this);
     registerAccessLogMetrics(this.#registry, () => this.accessLog);
     collectProcessMetrics(this.#registry);
   }
@@ -125,6 +128,11 @@ export class Edge {
 
   get stopping(): boolean {
     return this.#stopping;
+  }
+
+  /** How connections ended, for metrics. */
+  get ended(): EndedConnections {
+    return this.#context.records.counts;
   }
 
   /** The file of records, where the configuration names one. */
