@@ -1,4 +1,5 @@
 /** How connections ended and how long they took, for Prometheus. */
+import { flowPauses } from "@sallyport/tunnel";
 import { Counter, type Metric, type MetricValue, type Registry } from "prom-client";
 import type { DurationHistogram } from "./duration-histogram.ts";
 import type { Edge } from "./edge.ts";
@@ -35,6 +36,15 @@ export function registerEndedMetrics(registry: Registry, edge: Edge): void {
       for (const ended of all()) {
         for (const [kind, count] of Object.entries(ended.timeouts)) this.inc({ ...labelsOf(ended), kind }, count);
       }
+    },
+  });
+  new Counter({
+    name: "edge_flow_paused_total",
+    help: "Times that reading from a partner or a target was stopped because the other side did not take what came.",
+    registers,
+    collect() {
+      this.reset();
+      this.inc(flowPauses.total);
     },
   });
   histogram(registry, {

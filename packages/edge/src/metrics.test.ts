@@ -97,6 +97,16 @@ test("how connections ended and how long they took can be read", async () => {
   expect(value(text, `edge_session_seconds_bucket{${labels},le="0.1"}`)).toBeLessThanOrEqual(1);
 });
 
+test("a partner that does not read stops the reading of its target, which is counted", async () => {
+  const before = value(await scrape(), "edge_flow_paused_total") ?? 0;
+  const socket = partner();
+  socket.pause();
+  socket.write(Buffer.alloc(16_000_000));
+  const pauses = async () => (value(await scrape(), "edge_flow_paused_total") ?? 0) - before;
+  expect(await pollUntil(async () => (await pauses()) || undefined, { what: "a pause" })).toBeGreaterThan(0);
+  socket.destroy();
+});
+
 test("the record of a connection says when, from where to where, and beside how many others", async () => {
   await useTheEdge();
   const [served, , refused] = records.filter(({ msg }) => msg === "connection");

@@ -14,6 +14,7 @@ import {
   type Ending,
   endingOf,
   onConfirmedEnd,
+  flowPauses,
 } from "@sallyport/tunnel";
 
 export interface RelayOptions {
@@ -70,7 +71,9 @@ export class Relay {
   #join(from: Socket, to: Socket, broken: Ending): void {
     from.on("data", (bytes: Buffer) => {
       this.#timer.touch();
-      if (!to.write(bytes)) from.pause();
+      if (to.write(bytes)) return;
+      flowPauses.total += 1;
+      from.pause();
     });
     to.on("drain", () => {
       this.#timer.touch();

@@ -4,6 +4,7 @@ export * from "./link.ts";
 export * from "./session-driver.ts";
 export * from "./splice.ts";
 export * from "./ending.ts";
+export * from "./flow-pauses.ts";
 export * from "./authentication.ts";
 export * from "./pairing-line.ts";
 export * from "./penalty-box.ts";

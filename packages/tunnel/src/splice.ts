@@ -15,6 +15,7 @@ import { ResetCode } from "@sallyport/protocol";
 import { onConfirmedEnd } from "./confirmed-end.ts";
 import { abandon } from "./abandon.ts";
 import { ActivityTimer } from "./activity-timer.ts";
+import { flowPauses } from "./flow-pauses.ts";
 import type { StreamHandler, TunnelStream } from "./session-driver.ts";
 
 export type SpliceEnd = {
@@ -115,7 +116,9 @@ export class Splice implements StreamHandler {
     this.firstByteFromSocketAt ??= performance.now();
     this.bytesFromSocket += bytes.length;
     this.#timer.touch();
-    if (!this.#stream.write(bytes)) this.#socket.pause();
+    if (this.#stream.write(bytes)) return;
+    flowPauses.total += 1;
+    this.#socket.pause();
   };
 
   onWritable(): void {
