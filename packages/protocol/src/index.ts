@@ -1,3 +1,4 @@
+export { ChunkPool, LARGE_CHUNK_BYTES, largeChunks, middleChunks } from "./chunk-pool.ts";
 export * from "./codes.ts";
 export * from "./frame.ts";
 export { type Framing, FrameWriter } from "./frame-writer.ts";

@@ -258,7 +258,7 @@ export class Session {
   }
 
   /**
-   * Queues bytes, which the caller does not change afterwards. Returns whether more may follow; after false a
+   * Queues a copy of `bytes`. Returns whether more may follow; after false a
    * `writable` event comes. Bytes for a stream that is gone are dropped: its `reset` event is on its way.
    */
   write(id: number, bytes: Uint8Array): boolean {

@@ -1,14 +1,21 @@
 /**
  * A link: one WebSocket over TLS that carries whole frames. It knows nothing of sessions and streams.
  *
- * Once a link is closed from this side it is dead: `ws` still hands over messages of the same chunk after `close`,
- * `terminate` and `pause`, and none of them may have an effect.
+ * `ws` has made the WebSocket, and closes it. Messages of ours bypass it in both directions: they are written as one
+ * buffer of several frames, and taken out of what is read where they stand. All else that a peer may send (control frames,
+ * fragments, what is not allowed) is handed to `ws`, which answers it as the RFC says; when it is through with it, reading
+ * goes on here.
+ *
+ * Once a link is closed from this side it is dead: what still arrives, even in the same chunk, has no effect.
  */
 import type { TLSSocket } from "node:tls";
 import { CloseCode, FrameWriter } from "@sallyport/protocol";
 import type { WebSocket } from "ws";
+import { MessageReader } from "./message-reader.ts";
+import { readSocket } from "./socket-reading.ts";
 import { unmapAddress } from "./source-prefix.ts";
 import { agentFraming, edgeFraming } from "./web-socket-framing.ts";
+import { webSocketOptions } from "./web-socket-options.ts";
 
 /** What a link is made of; both sockets belong to the link from then on. */
 export interface LinkTransport {
@@ -61,6 +68,11 @@ export class Link {
   readonly #webSocket: WebSocket;
   readonly #socket: TLSSocket;
   readonly #writer: FrameWriter;
+  readonly #reader: MessageReader;
+  /** Hands bytes to `ws`. */
+  readonly #judge: (bytes: Buffer) => void;
+  /** `ws` is in the middle of something. */
+  #judging = false;
   #writing = false;
   #dead = false;
   #closed = false;
@@ -77,8 +89,18 @@ export class Link {
     this.#socket = transport.socket;
     // The buffer is reused: the next write starts when the socket has finished with the last.
     this.#writer = new FrameWriter(Buffer.allocUnsafeSlow(WRITE_BYTES), role === "edge" ? edgeFraming : agentFraming);
+    this.#reader = new MessageReader({
+      masked: role === "edge",
+      maxPieces: webSocketOptions.maxBufferedChunks,
+      onMessage: (message) => this.#receive(message),
+    });
+    const judge = this.#socket.listeners("data").at(-1);
+    if (judge === undefined) throw new Error("the WebSocket does not read its socket");
+    this.#judge = judge.bind(this.#socket);
+    readSocket(this.#socket, (bytes) => this.#read(bytes));
+    this.#socket.removeListener("data", judge as (bytes: Buffer) => void);
     this.#webSocket.binaryType = "nodebuffer";
-    this.#webSocket.on("message", (data, isBinary) => this.#receive(data, isBinary));
+    this.#webSocket.on("message", (data, isBinary) => this.#receiveJudged(data, isBinary));
     this.#webSocket.on("error", (error) => this.#fail(error));
     this.#webSocket.on("close", (code, reason) => this.#end(code, reason.toString("latin1")));
   }
@@ -128,7 +150,32 @@ export class Link {
     this.#webSocket.terminate();
   }
 
-  #receive(data: unknown, isBinary: boolean): void {
+  #read(bytes: Buffer): void {
+    // All that concerns a dead link is the peer's close frame, which is for `ws`.
+    if (this.#dead) this.#reader.stop();
+    if (this.#judging) {
+      this.#hand(bytes);
+      return;
+    }
+    const foreign = this.#reader.read(bytes);
+    if (foreign !== undefined) this.#hand(foreign);
+  }
+
+  /** Bytes that begin, or go on, with what is none of our messages. `ws` may keep them, so they are copied. */
+  #hand(bytes: Uint8Array): void {
+    if (this.#closed || this.#socket.destroyed) return;
+    this.#judge(Buffer.from(bytes));
+    this.#judging = !atBoundary(this.#webSocket);
+  }
+
+  #receive(message: Uint8Array): void {
+    this.bytesReceived += message.length;
+    this.onMessage(message);
+    if (this.#dead) this.#reader.stop();
+  }
+
+  /** A message that `ws` has read. */
+  #receiveJudged(data: unknown, isBinary: boolean): void {
     if (this.#dead) return;
     if (!isBinary || !(data instanceof Uint8Array)) {
       this.close(CloseCode.protocol, "text message");
@@ -160,4 +207,18 @@ export class Link {
     const printable = reason.replace(/[^\x20-\x7e]/g, "?").slice(0, 123);
     this.onClosed({ code, reason: failure ?? (printable === "" ? "connection lost" : printable), breach: false });
   }
+}
+
+/** The part of `ws` that no public interface reaches. */
+interface WebSocketInternals {
+  readonly _receiver?: { readonly _state: number; readonly _bufferedBytes: number };
+}
+
+/**
+ * Whether `ws` has read whole frames only, so that the next byte begins one. Where that cannot be told it reads on, which is
+ * slower and as right.
+ */
+function atBoundary(webSocket: WebSocket): boolean {
+  const receiver = (webSocket as unknown as WebSocketInternals)._receiver;
+  return webSocket.readyState === webSocket.OPEN && receiver?._state === 0 && receiver._bufferedBytes === 0;
 }

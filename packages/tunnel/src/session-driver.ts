@@ -3,7 +3,7 @@
  * room, and keeps its one timer. It knows no rule of the protocol.
  *
  * Work is batched per turn of the event loop: all that arrived in one poll is handled before links are filled and
- * target sockets are uncorked, so that many small pieces become few system calls.
+ * sockets are written, so that many small pieces become few system calls.
  */
 import {
   CloseCode,
@@ -19,7 +19,7 @@ import type { Link, LinkEnd } from "./link.ts";
 /** What happens to one stream; called by the driver, in order. Exactly one of `onReset` and `onFinished` comes last. */
 export interface StreamHandler {
   onAccept(address: string): void;
-  /** `bytes` are a view of what was received; `consume` is called when they have left the process. */
+  /** `bytes` are valid until this returns; `consume` is called when they have left the process. */
   onData(bytes: Uint8Array): void;
   onEnd(): void;
   onWritable(): void;
@@ -53,7 +53,7 @@ export class TunnelStream {
     this.#driver.wake();
   }
 
-  /** Queues bytes that the caller does not change any more; false: wait for `onWritable`. */
+  /** Queues a copy of `bytes`; false: wait for `onWritable`. */
   write(bytes: Uint8Array): boolean {
     const more = this.#driver.session.write(this.id, bytes);
     this.#driver.wake();
@@ -92,9 +92,9 @@ export class TunnelStream {
     this.#driver.handOver(this.id, handler);
   }
 
-  /** Uncorks `socket` when the messages at hand have been handled. */
-  uncorkLater(socket: { uncork(): void }): void {
-    this.#driver.uncorkLater(socket);
+  /** Flushes `writer` when the messages at hand have been handled. */
+  flushLater(writer: { flush(): void }): void {
+    this.#driver.flushLater(writer);
   }
 }
 
@@ -104,8 +104,8 @@ export class SessionDriver {
   /** Bounded by the streams of the session. */
   readonly #handlers = new Map<number, StreamHandler>();
   readonly #links = new Map<number, Link>();
-  /** Sockets corked in this turn of the event loop. */
-  #corked: { uncork(): void }[] = [];
+  /** Who has collected bytes for a socket in this turn of the event loop. */
+  #unflushed: { flush(): void }[] = [];
   #wakeScheduled = false;
   #dispatching = false;
   #timer: NodeJS.Timeout | undefined;
@@ -192,8 +192,8 @@ export class SessionDriver {
     this.#handlers.delete(stream);
   }
 
-  uncorkLater(socket: { uncork(): void }): void {
-    this.#corked.push(socket);
+  flushLater(writer: { flush(): void }): void {
+    this.#unflushed.push(writer);
     this.wake();
   }
 
@@ -206,10 +206,10 @@ export class SessionDriver {
 
   readonly #onWake = (): void => {
     this.#wakeScheduled = false;
-    if (this.#corked.length > 0) {
-      const corked = this.#corked;
-      this.#corked = [];
-      for (const socket of corked) socket.uncork();
+    if (this.#unflushed.length > 0) {
+      const unflushed = this.#unflushed;
+      this.#unflushed = [];
+      for (const writer of unflushed) writer.flush();
     }
     this.#dispatch();
     for (const link of this.#links.values()) this.#fill(link);

@@ -17,6 +17,8 @@ import { abandon } from "./abandon.ts";
 import { ActivityTimer } from "./activity-timer.ts";
 import { flowPauses } from "./flow-pauses.ts";
 import type { StreamHandler, TunnelStream } from "./session-driver.ts";
+import { readSocket } from "./socket-reading.ts";
+import { SocketWriter } from "./socket-writer.ts";
 
 export type SpliceEnd = {
   /** Which directions had ended in order by then: the one from the socket, and the one from the stream. */
@@ -45,10 +47,6 @@ export interface SpliceOptions {
   readonly onEnd: (end: SpliceEnd) => void;
 }
 
-/** A piece shorter than this is collected while the socket is busy. */
-const SMALL_BYTES = 1_024;
-const COLLECTOR_BYTES = 16_384;
-
 export class Splice implements StreamHandler {
   /** Bytes read from the socket. */
   bytesFromSocket = 0;
@@ -62,13 +60,9 @@ export class Splice implements StreamHandler {
   readonly #stream: TunnelStream;
   readonly #options: SpliceOptions;
   readonly #timer: ActivityTimer;
-  /** Lengths of the writes that the socket has not confirmed; bounded by the window of the stream. */
-  #pending: number[] = [];
-  #pendingHead = 0;
-  #corked = false;
-  /** Small pieces that came while the socket had enough to do; a write for each would cost far more than its bytes. */
-  #collector: Buffer | undefined;
-  #collected = 0;
+  readonly #writer: SocketWriter;
+  /** The writer is to be flushed at the end of this turn. */
+  #flushing = false;
   #ended = false;
   #endedFromSocket = false;
   #endedFromStream = false;
@@ -89,9 +83,9 @@ export class Splice implements StreamHandler {
         this.#abort(kind === "idle" ? ResetCode.idleTimeout : ResetCode.halfCloseTimeout, { type: "timeout", kind });
       },
     });
-    socket.on("data", this.#onSocketData);
+    this.#writer = new SocketWriter(socket, this.#onWritten);
+    readSocket(socket, this.#onSocketData);
     onConfirmedEnd(socket, this.#onSocketEnd);
-    socket.on("drain", this.#onSocketDrain);
     socket.on("finish", this.#onSocketFinish);
     socket.on("error", this.#onSocketError);
     socket.on("close", this.#onSocketClose);
@@ -142,58 +136,20 @@ export class Splice implements StreamHandler {
     if (this.#ended) return;
     this.firstByteToSocketAt ??= performance.now();
     this.#timer.touch();
-    if (!this.#corked) {
-      this.#corked = true;
-      this.#socket.cork();
-      this.#stream.uncorkLater(this);
-    }
-    if (bytes.length < SMALL_BYTES && this.#socket.writableNeedDrain) this.#collect(bytes);
-    else this.#write(bytes);
+    this.#writer.write(bytes);
+    if (this.#flushing) return;
+    this.#flushing = true;
+    this.#stream.flushLater(this);
   }
-
-  #write(bytes: Uint8Array): void {
-    this.#flushCollected();
-    this.#pending.push(bytes.length);
-    this.#socket.write(bytes, this.#onWritten);
-  }
-
-  #collect(bytes: Uint8Array): void {
-    if (this.#collected + bytes.length > COLLECTOR_BYTES) this.#flushCollected();
-    this.#collector ??= Buffer.allocUnsafe(COLLECTOR_BYTES);
-    this.#collector.set(bytes, this.#collected);
-    this.#collected += bytes.length;
-  }
-
-  #flushCollected(): void {
-    if (this.#collector === undefined) return;
-    const bytes = this.#collector.subarray(0, this.#collected);
-    this.#collector = undefined;
-    this.#collected = 0;
-    this.#pending.push(bytes.length);
-    this.#socket.write(bytes, this.#onWritten);
-  }
-
-  readonly #onSocketDrain = (): void => {
-    if (!this.#ended) this.#flushCollected();
-  };
 
   /** Called by the driver when all messages at hand have been handled. */
-  uncork(): void {
-    this.#corked = false;
-    this.#socket.uncork();
+  flush(): void {
+    this.#flushing = false;
+    this.#writer.flush();
   }
 
-  readonly #onWritten = (error?: Error | null): void => {
-    const count = this.#pending[this.#pendingHead] ?? 0;
-    this.#pendingHead += 1;
-    if (this.#pendingHead === this.#pending.length) {
-      this.#pending = [];
-      this.#pendingHead = 0;
-    } else if (this.#pendingHead > 256) {
-      this.#pending = this.#pending.slice(this.#pendingHead);
-      this.#pendingHead = 0;
-    }
-    if (error || this.#ended) return;
+  readonly #onWritten = (count: number): void => {
+    if (this.#ended) return;
     this.bytesToSocket += count;
     this.#timer.touch();
     this.#stream.consume(count);
@@ -203,8 +159,7 @@ export class Splice implements StreamHandler {
     if (this.#ended) return;
     this.#endedFromStream = true;
     this.#timer.halfClose();
-    this.#flushCollected();
-    this.#socket.end();
+    this.#writer.end();
   }
 
   readonly #onSocketFinish = (): void => {
