@@ -6,6 +6,8 @@
  * Whoever takes a buffer gives it back, once, when nobody reads it any more; one that is not given back is collected as
  * any other. What is kept for the next is bounded.
  */
+import { MAX_DATA_BYTES } from "./frame.ts";
+
 export class ChunkPool {
   readonly chunkBytes: number;
   readonly #maxKept: number;
@@ -36,10 +38,10 @@ export class ChunkPool {
   }
 }
 
-/** What one read from a socket brings at the most, in bytes. */
-export const LARGE_CHUNK_BYTES = 65_536;
-/** About a frame, in bytes. */
-export const MIDDLE_CHUNK_BYTES = 16_384;
+/** What one read from a socket brings at the most, in bytes: four full frames, so that none of them has to be cut. */
+export const LARGE_CHUNK_BYTES = 4 * MAX_DATA_BYTES;
+/** The payload of one full frame, in bytes. */
+export const MIDDLE_CHUNK_BYTES = MAX_DATA_BYTES;
 
 /** The pools of this process; each keeps 8 MiB. */
 export const largeChunks = new ChunkPool(LARGE_CHUNK_BYTES, 128);

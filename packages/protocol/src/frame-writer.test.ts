@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { MAX_FRAME_BYTES } from "./frame.ts";
-import { type Framing, FrameWriter } from "./frame-writer.ts";
+import { type Framing, FrameWriter, recordBytes } from "./frame-writer.ts";
 
 /** The header of a masked WebSocket message. */
 const framing: Framing = {
@@ -54,6 +54,19 @@ describe("a frame writer", () => {
       expect(ends.at(-1)).toBe(4 * RECORD);
     },
   );
+
+  it("fills records of just its frames where a header is shorter, so that no frame lies in two", () => {
+    const short: Framing = { headerBytes: () => 4, writeHeader: (out, at) => out.fill(0x82, at, at + 4) };
+    expect([recordBytes(framing), recordBytes(short)]).toEqual([RECORD, RECORD - 4]);
+    const writer = new FrameWriter(new Uint8Array(4 * recordBytes(short)), short);
+    writer.begin(100);
+    const ends: number[] = [];
+    for (let room = writer.room(); room > 0; room = writer.room()) {
+      writer.begin(room);
+      ends.push(writer.used / recordBytes(short));
+    }
+    expect(ends).toEqual([1, 2, 3, 4]);
+  });
 
   it("never offers more than is left", () => {
     for (let left = 0; left < 3_000; left += 7) {

@@ -11,8 +11,13 @@ export interface Framing {
   writeHeader(out: Uint8Array, at: number, length: number): void;
 }
 
-/** One TLS record; frames that end on its boundary reach the peer's decoder in one piece. */
-const RECORD_BYTES = 16_384;
+/**
+ * The bytes of the longest frame with its header. A TLS record that holds no more (RFC 8446 §5.1 allows 2^14) brings frames
+ * that end on its boundary to the peer's decoder in one piece.
+ */
+export function recordBytes(framing: Framing): number {
+  return MAX_FRAME_BYTES + framing.headerBytes(MAX_FRAME_BYTES);
+}
 
 /** A DATA frame shorter than this is not cut just to end on a record boundary. */
 const MIN_ALIGNED_BYTES = 1_024;
@@ -20,11 +25,13 @@ const MIN_ALIGNED_BYTES = 1_024;
 export class FrameWriter {
   readonly bytes: Uint8Array;
   readonly #framing: Framing;
+  readonly #recordBytes: number;
   #used = 0;
 
   constructor(bytes: Uint8Array, framing: Framing) {
     this.bytes = bytes;
     this.#framing = framing;
+    this.#recordBytes = recordBytes(framing);
   }
 
   /** Bytes written since the last `clear`. */
@@ -48,8 +55,9 @@ export class FrameWriter {
    */
   room(): number {
     const header = this.#framing.headerBytes(MAX_FRAME_BYTES);
-    const toBoundary = RECORD_BYTES - (this.#used % RECORD_BYTES);
-    const target = toBoundary < MIN_ALIGNED_BYTES + header ? toBoundary + RECORD_BYTES / 2 : toBoundary;
+    const record = this.#recordBytes;
+    const toBoundary = record - (this.#used % record);
+    const target = toBoundary < MIN_ALIGNED_BYTES + header ? toBoundary + Math.floor(record / 2) : toBoundary;
     const length = Math.min(this.bytes.length - this.#used, target) - header;
     if (length < MIN_ALIGNED_BYTES && this.#used > 0) return 0;
     return Math.max(0, Math.min(length, MAX_FRAME_BYTES));

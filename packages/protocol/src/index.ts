@@ -1,7 +1,7 @@
 export { ChunkPool, LARGE_CHUNK_BYTES, largeChunks, middleChunks } from "./chunk-pool.ts";
 export * from "./codes.ts";
 export * from "./frame.ts";
-export { type Framing, FrameWriter } from "./frame-writer.ts";
+export { type Framing, FrameWriter, recordBytes } from "./frame-writer.ts";
 export { MemoryBudget } from "./memory-budget.ts";
 export * from "./messages.ts";
 export * from "./session.ts";

@@ -9,7 +9,7 @@
  * Once a link is closed from this side it is dead: what still arrives, even in the same chunk, has no effect.
  */
 import type { TLSSocket } from "node:tls";
-import { CloseCode, FrameWriter } from "@sallyport/protocol";
+import { CloseCode, FrameWriter, recordBytes } from "@sallyport/protocol";
 import type { WebSocket } from "ws";
 import { MessageReader } from "./message-reader.ts";
 import { readSocket } from "./socket-reading.ts";
@@ -44,8 +44,8 @@ const webSocketCodes: Readonly<Record<string, number>> = {
 };
 const PROTOCOL_ERROR = 1002;
 
-/** The frames of one write: four TLS records. More saves nothing, less costs a system call per record. */
-const WRITE_BYTES = 65_536;
+/** The TLS records of one write. More saves nothing, less costs a system call for each. */
+const WRITE_RECORDS = 4;
 
 let nextId = 1;
 
@@ -87,8 +87,11 @@ export class Link {
     this.remoteAddress = unmapAddress(transport.socket.remoteAddress ?? "");
     this.#webSocket = transport.webSocket;
     this.#socket = transport.socket;
+    const framing = role === "edge" ? edgeFraming : agentFraming;
+    // A frame for a record: the peer reads record by record, and has nothing to put together.
+    this.#socket.setMaxSendFragment(recordBytes(framing));
     // The buffer is reused: the next write starts when the socket has finished with the last.
-    this.#writer = new FrameWriter(Buffer.allocUnsafeSlow(WRITE_BYTES), role === "edge" ? edgeFraming : agentFraming);
+    this.#writer = new FrameWriter(Buffer.allocUnsafeSlow(WRITE_RECORDS * recordBytes(framing)), framing);
     this.#reader = new MessageReader({
       masked: role === "edge",
       maxPieces: webSocketOptions.maxBufferedChunks,
@@ -163,7 +166,8 @@ export class Link {
 
   /** Bytes that begin, or go on, with what is none of our messages. `ws` may keep them, so they are copied. */
   #hand(bytes: Uint8Array): void {
-    if (this.#closed || this.#socket.destroyed) return;
+    // What follows an error is read, so that the peer's end is seen, and means nothing.
+    if (this.#closed || this.#failure !== undefined || this.#socket.destroyed) return;
     this.#judge(Buffer.from(bytes));
     this.#judging = !atBoundary(this.#webSocket);
   }

@@ -30,17 +30,12 @@ export class SocketWriter {
     return this.#inFlight === 0 && this.#used === 0;
   }
 
-  /** Copies `bytes`; full buffers go out at once, the rest with `flush`. */
+  /** Copies `bytes`, at most a large chunk of them. Full buffers go out at once, the rest with `flush`. */
   write(bytes: Uint8Array): void {
-    let from = 0;
-    while (from < bytes.length) {
-      this.#chunk ??= largeChunks.take();
-      const count = Math.min(bytes.length - from, this.#chunk.length - this.#used);
-      this.#chunk.set(from === 0 && count === bytes.length ? bytes : bytes.subarray(from, from + count), this.#used);
-      this.#used += count;
-      from += count;
-      if (this.#used === this.#chunk.length) this.#submit();
-    }
+    if (this.#used + bytes.length > largeChunks.chunkBytes) this.#submit();
+    this.#chunk ??= largeChunks.take();
+    this.#chunk.set(bytes, this.#used);
+    this.#used += bytes.length;
   }
 
   /** Lets out what was written. While the socket is busy it waits for more, until the socket is ready or it fills a buffer. */
