@@ -4,6 +4,7 @@ import { withDeadline } from "../../../test/support/deadline.ts";
 import { testCertificate } from "../../../test/support/tunnel-ends.ts";
 import { CloseCode, encodeFrame, FrameWriter, MAX_FRAME_BYTES } from "@sallyport/protocol";
 import { Link, type LinkEnd } from "./link.ts";
+import type { WebSocket } from "ws";
 import { createToken, deriveVerifier } from "./token.ts";
 import { connectTunnel } from "./tunnel-client.ts";
 import { type TunnelPeer, TunnelServer } from "./tunnel-server.ts";
@@ -30,6 +31,7 @@ interface Ends {
   readonly edge: Link;
   readonly agent: Link;
   readonly agentSocket: TLSSocket;
+  readonly agentWebSocket: WebSocket;
   readonly received: Uint8Array[];
   readonly edgeEnd: Promise<LinkEnd>;
   readonly agentEnd: Promise<LinkEnd>;
@@ -53,7 +55,14 @@ async function connectLinks(): Promise<Ends> {
   const agentEnd = new Promise<LinkEnd>((ended) => {
     agent.onClosed = ended;
   });
-  return { ...(await accepted), agent, agentEnd, agentSocket: connection.socket, received };
+  return {
+    ...(await accepted),
+    agent,
+    agentEnd,
+    agentSocket: connection.socket,
+    agentWebSocket: connection.webSocket,
+    received,
+  };
 }
 
 /** Messages as an agent would send them, in one buffer. */
@@ -138,13 +147,12 @@ describe("a link", () => {
   });
 
   test("answers sixteen pings at once, again and again, of a peer that reads", async () => {
-    const { edge, agentSocket } = await connectLinks();
+    const { edge, agentSocket, agentWebSocket } = await connectLinks();
     const pings = Buffer.concat(Array.from({ length: 16 }, () => Buffer.from([0x89, 0x80, 0, 0, 0, 0])));
     let pongs = 0;
     const answered = new Promise<void>((resolve) => {
-      agentSocket.on("data", (chunk: Buffer) => {
-        // Pongs without payload, two bytes each (RFC 6455 §5.5.3).
-        pongs += chunk.length / 2;
+      agentWebSocket.on("pong", () => {
+        pongs += 1;
         if (pongs === 160) resolve();
         else if (pongs % 16 === 0) agentSocket.write(pings);
       });
