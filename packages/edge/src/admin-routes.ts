@@ -3,6 +3,7 @@
  * answer holds a secret: the one thing that does, a new token, is made by `pair` and `rotate` and shown once.
  */
 import { accessLogView, type AdminRoute, ExitCode, Failure, formatIpAddress, parseIpAddress } from "@sallyport/host";
+import { admissionRoutes } from "./admission-routes.ts";
 import { ResetCode } from "@sallyport/protocol";
 import { z } from "zod";
 import type { Deployment } from "./deployment.ts";
@@ -194,6 +195,7 @@ export function adminRoutes(edge: Edge): AdminRoute[] {
         })),
       }),
     },
+    ...admissionRoutes(edge),
     { method: "POST", path: "/reload", handler: () => edge.reload() },
   ];
 }

@@ -16,6 +16,7 @@ import {
   program,
   runProgram,
 } from "@sallyport/host";
+import { addAdmissionCommands } from "./admission-cli.ts";
 import { loadTunnelCertificate } from "./certificate.ts";
 import { ClientStore } from "./client-store.ts";
 import { type EdgeConfig, edgeConfigSchema, loadEdgeConfig } from "./config.ts";
@@ -292,6 +293,7 @@ command("test-ip <filter> <address>", "which rule of an IP filter decides over a
         : `rule ${rule.index + 1}, ${rule.action} ${rule.cidr}${rule.description === "" ? "" : ` (${rule.description})`}`;
     process.stdout.write(`${answer.action}: ${answer.address} by ${by}\n`);
   });
+addAdmissionCommands(cli, { throughEdgeOrDirectly, ask, defaultConfig: DEFAULT_CONFIG });
 command("reload", "read the configuration file again, as SIGHUP does")
   .option("--json", "print JSON")
   .action(async ({ config, json }: OutputOptions) => {

@@ -90,7 +90,13 @@ test("a file with a name only has every default", () => {
     listeners: [],
     deployments: [],
     timeouts: { connect: 5_000, idle: 3_600_000, halfClose: 30_000 },
-    limits: { maxConnections: 10_000, maxConnectionsPerSource: 1_000 },
+    limits: {
+      maxConnections: 10_000,
+      maxConnectionsPerSource: 1_000,
+      sourcePrefixes: { ipv4: 32, ipv6: 64 },
+    },
+    admission: { closeExisting: false, tarpit: { hold: 30_000, max: 100 }, rules: {} },
+    detectors: {},
     drainTimeout: 30_000,
     memory: 268_435_456,
     resumeTimeout: 60_000,
@@ -190,6 +196,30 @@ listeners:
 test("interim records and idle timeouts can be turned off", () => {
   const config = checkConfigText("name: e\nrecordInterval: 0s\ntimeouts: { idle: 0s }", "edge.yaml", edgeConfigSchema);
   expect(config).toMatchObject({ recordInterval: 0, timeouts: { idle: 0, halfClose: 30_000 } });
+});
+
+test.each([
+  ["admission: { rules: { bann: { dryRun: true } } }", "admission.rules.bann"],
+  ["admission: { rules: { ban: { onDeny: drop } } }", "admission.rules.ban.onDeny: must be reset or close or tarpit"],
+  ["detectors: { connectRates: { threshold: 5 } }", "detectors.connectRates"],
+  ["detectors: { connectRate: { threshold: 1 } }", "detectors.connectRate.threshold: must be at least 2"],
+  [
+    "detectors: { connectRate: { threshold: 5, ttl: 1h, maxTtl: 1m } }",
+    "detectors.connectRate.maxTtl: must not be less",
+  ],
+  [
+    "detectors: { connectRate: { threshold: 5, minBytes: 1KiB } }",
+    "detectors.connectRate.minBytes: is a key of slowBytes",
+  ],
+  ["detectors: { noFirstByte: { threshold: 5 } }", "detectors.noFirstByte: no listener has limits.firstByteTimeout"],
+  ["limits: { connectionRatePerSource: { perSecond: 0, burst: 1 } }", "perSecond: must be at least 0.001"],
+  ["limits: { connectionRatePerSource: { perSecond: 5 } }", "limits.connectionRatePerSource.burst: required"],
+  [
+    "ipFilters: [{ name: f, default: allow, rules: [{ action: block, cidr: 192.0.2.1, trusted: true }] }]",
+    "ipFilters.0.rules.0.trusted: only an allow rule can be trusted",
+  ],
+])("%s is refused: %s", (text, message) => {
+  expect(() => checkConfigText(`name: e\n${text}`, "edge.yaml", edgeConfigSchema)).toThrow(message);
 });
 
 test("a file that does not exist is named", () => {

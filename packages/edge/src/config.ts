@@ -4,6 +4,7 @@
  */
 import {
   accessLogSection,
+  byteSize,
   count,
   drainTimeout,
   duration,
@@ -26,6 +27,8 @@ import {
   timeoutsSection,
 } from "@sallyport/host";
 import { z } from "zod";
+import { admissionRules } from "./admission.ts";
+import { detectorNames } from "./detectors.ts";
 
 const cidr = z
   .string()
@@ -80,11 +83,42 @@ const ipFilter = z.strictObject({
           .describe("Block rules go before allow rules, in whatever order they are written."),
         cidr: cidr.describe("An IP address or a CIDR without host bits."),
         description: z.string().max(1_000).optional().describe("Whose addresses these are."),
+        trusted: z
+          .boolean()
+          .default(false)
+          .describe("Of an allow rule: no ban and no limit but limits.maxConnections holds for its addresses."),
       }),
     )
     .default([])
     .describe("The rules. Their order has no meaning."),
 });
+
+const connectionRate = () =>
+  z.strictObject({
+    perSecond: z.number().min(0.001).max(1_000_000).describe("New connections a second in the long run."),
+    burst: count().describe("New connections at once after silence."),
+  });
+
+/** How each rule of admission is carried out; what is left out is as in the general section, and there as the default says. */
+const admissionRuleMap = () =>
+  z
+    .partialRecord(
+      z.enum(admissionRules),
+      z.strictObject({
+        enabled: z.boolean().optional().describe("Whether the rule holds. Left out: true."),
+        dryRun: z
+          .boolean()
+          .optional()
+          .describe("Count and tell what it would refuse, refuse nothing. Left out: false."),
+        onDeny: z
+          .enum(["reset", "close", "tarpit"])
+          .optional()
+          .describe(
+            "RST at once, FIN at once without a byte, or held unread for a while and then reset. Left out: reset.",
+          ),
+      }),
+    )
+    .default({});
 
 const listener = z.strictObject({
   name: name().describe("Name of the listener."),
@@ -93,6 +127,32 @@ const listener = z.strictObject({
   maxConnections: count()
     .optional()
     .describe("Connections on this listener at the same time. Left out: only the limits of the edge hold."),
+  limits: z
+    .strictObject({
+      connectionRate: connectionRate()
+        .optional()
+        .describe("How fast new connections may come on this listener. Left out: no limit."),
+      bytesPerSecond: byteSize({ min: "1KiB" })
+        .optional()
+        .describe("Bytes a second in each direction of all its connections together. Left out: no limit."),
+      connectionBytesPerSecond: byteSize({ min: "1KiB" })
+        .optional()
+        .describe("Bytes a second in each direction of each connection. Left out: no limit."),
+      firstByteTimeout: duration({ max: "1h" })
+        .prefault("0s")
+        .describe(
+          "The partner must send something within this time, and nothing is opened before. 0s: off, as protocols need in which the server speaks first (SFTP, SMTP, FTP, MySQL).",
+        ),
+      maxDuration: duration().prefault("0s").describe("A connection is reset when it is this old. 0s: never."),
+    })
+    .prefault({})
+    .describe("Limits of this listener, beside those of the edge."),
+  admission: z
+    .strictObject({
+      rules: admissionRuleMap().describe("Rules that are carried out in another way on this listener, by name."),
+    })
+    .prefault({})
+    .describe("How rules of admission are carried out on this listener."),
 });
 
 const deployment = z.strictObject({
@@ -106,6 +166,9 @@ const deployment = z.strictObject({
     })
     .optional()
     .describe("The way through an agent. Left out: the edge dials the target itself."),
+  maxConnections: count()
+    .optional()
+    .describe("Connections to this target at the same time. Left out: only the limits of listener and edge hold."),
   startup: z
     .enum(["auto", "manual"])
     .default("auto")
@@ -120,6 +183,22 @@ const deployment = z.strictObject({
     .prefault({})
     .describe("Accept and hold: what happens to connections while no agent of the client is connected."),
   timeouts: timeoutOverrides(),
+});
+
+const detector = z.strictObject({
+  threshold: count({ min: 2 }).describe("Events of one source within the window that ban it."),
+  window: duration({ min: "1s", max: "1d" }).prefault("1m").describe("The time that counts."),
+  ttl: duration({ min: "1s" })
+    .prefault("10m")
+    .describe("How long the first ban lasts; each further one twice as long."),
+  maxTtl: duration({ min: "1s" }).prefault("1d").describe("The longest ban."),
+  dryRun: z.boolean().default(false).describe("Count and tell, ban nobody."),
+  after: duration({ min: "1s", max: "1h" })
+    .optional()
+    .describe("Of slowBytes: the age at which a connection is looked at. Left out: 30s."),
+  minBytes: byteSize({ min: "1B" })
+    .optional()
+    .describe("Of slowBytes: a connection from which less has come by then is slow. Left out: 1KiB."),
 });
 
 /** The schema of edge.yaml. Durations come out in milliseconds, addresses as `{ host, port }`, CIDRs parsed. */
@@ -138,12 +217,43 @@ export const edgeConfigSchema = z
     limits: z
       .strictObject({
         maxConnections: count().default(10_000).describe("Partner connections at the same time."),
-        maxConnectionsPerSource: count()
-          .default(1_000)
-          .describe("Partner connections of one source at the same time: an IPv4 address, or an IPv6 /64."),
+        maxConnectionsPerSource: count().default(1_000).describe("Partner connections of one source at the same time."),
+        connectionRatePerSource: connectionRate()
+          .optional()
+          .describe("How fast one source may make new connections. Left out: no limit."),
+        sourcePrefixes: z
+          .strictObject({
+            ipv4: z.int().min(8).max(32).default(32).describe("Bits of an IPv4 address that make a source."),
+            ipv6: z.int().min(16).max(128).default(64).describe("Bits of an IPv6 address that make a source."),
+          })
+          .prefault({})
+          .describe("What counts as one source, for limits and detectors."),
       })
       .prefault({})
       .describe("Bounds of the whole edge."),
+    admission: z
+      .strictObject({
+        closeExisting: z
+          .boolean()
+          .default(false)
+          .describe("A ban, or a reload of IP filters, also resets connections that it forbids."),
+        tarpit: z
+          .strictObject({
+            hold: duration({ min: "1s", max: "1h" }).prefault("30s").describe("How long a refused connection is held."),
+            max: count({ min: 0, max: 10_000 })
+              .default(100)
+              .describe("Refused connections held at the same time; beyond, they are reset at once."),
+          })
+          .prefault({})
+          .describe("For rules with `onDeny: tarpit`."),
+        rules: admissionRuleMap().describe(`Rules of admission by name: ${admissionRules.join(", ")}.`),
+      })
+      .prefault({})
+      .describe("How rules of admission are carried out, on every listener that says nothing else."),
+    detectors: z
+      .partialRecord(z.enum(detectorNames), detector)
+      .default({})
+      .describe(`Detectors that ban sources, by name; each is off until it stands here: ${detectorNames.join(", ")}.`),
     drainTimeout: drainTimeout(),
     resumeTimeout: duration({ min: "1s", max: "1h" })
       .prefault("1m")
@@ -171,6 +281,25 @@ export const edgeConfigSchema = z
       if (filter !== undefined && !names.ipFilters.has(filter)) {
         refuse(["listeners", at, "ipFilter"], "no IP filter of this name in ipFilters");
       }
+    }
+    for (const [at, { rules }] of config.ipFilters.entries()) {
+      for (const [of, { action, trusted }] of rules.entries()) {
+        if (trusted && action !== "allow") {
+          refuse(["ipFilters", at, "rules", of, "trusted"], "only an allow rule can be trusted");
+        }
+      }
+    }
+    for (const [of, { ttl, maxTtl, after, minBytes }] of Object.entries(config.detectors)) {
+      if (maxTtl < ttl) refuse(["detectors", of, "maxTtl"], "must not be less than ttl");
+      if (of === "slowBytes") continue;
+      if (after !== undefined) refuse(["detectors", of, "after"], "is a key of slowBytes");
+      if (minBytes !== undefined) refuse(["detectors", of, "minBytes"], "is a key of slowBytes");
+    }
+    if (
+      config.detectors.noFirstByte !== undefined &&
+      config.listeners.every(({ limits }) => limits.firstByteTimeout === 0)
+    ) {
+      refuse(["detectors", "noFirstByte"], "no listener has limits.firstByteTimeout, so nothing would be counted");
     }
     const listenersInUse = new Map<string, number>();
     for (const [at, { listener: of, via, target }] of config.deployments.entries()) {

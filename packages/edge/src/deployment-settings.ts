@@ -1,4 +1,5 @@
 /** From the configuration file, whose names refer to each other, to what listeners and deployments need. */
+import { admissionPolicy } from "./admission-settings.ts";
 import type { EdgeConfig } from "./config.ts";
 import type { DeploymentSettings } from "./deployment.ts";
 import { IpFilter } from "./ip-filter.ts";
@@ -11,13 +12,23 @@ export function ipFilters(config: EdgeConfig): Map<string, IpFilter> {
 
 /** One settings object a listener, in the order of the file. */
 export function listenerSettings(config: EdgeConfig, filters: ReadonlyMap<string, IpFilter>): ListenerSettings[] {
-  return config.listeners.map(({ name, listen: { host, port }, maxConnections, ipFilter }) => ({
-    name,
-    host,
-    port,
-    maxConnections,
-    ipFilter: ipFilter === undefined ? undefined : filters.get(ipFilter),
-  }));
+  return config.listeners.map((listener) => {
+    const { name, listen, limits, ipFilter } = listener;
+    return {
+      name,
+      host: listen.host,
+      port: listen.port,
+      maxConnections: listener.maxConnections,
+      connectionRate: limits.connectionRate,
+      policy: admissionPolicy(config.admission.rules, listener.admission.rules),
+      behindProxy: false,
+      firstByteTimeoutMs: limits.firstByteTimeout,
+      maxDurationMs: limits.maxDuration,
+      bytesPerSecond: limits.bytesPerSecond,
+      connectionBytesPerSecond: limits.connectionBytesPerSecond,
+      ipFilter: ipFilter === undefined ? undefined : filters.get(ipFilter),
+    };
+  });
 }
 
 /** One settings object a deployment, in the order of the file. */
@@ -30,6 +41,7 @@ export function deploymentSettings(config: EdgeConfig): DeploymentSettings[] {
       target: deployment.target,
       directTarget: deployment.via === undefined ? splitTarget(deployment.target) : undefined,
       via: deployment.via,
+      maxConnections: deployment.maxConnections,
       startup: deployment.startup,
       hold: { timeoutMs: deployment.hold.timeout, max: deployment.hold.max },
       timeouts: { connectMs: timeouts.connect, idleMs: timeouts.idle, halfCloseMs: timeouts.halfClose },

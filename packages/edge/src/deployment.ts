@@ -7,15 +7,16 @@ import type { Resolver } from "@sallyport/host";
 import { ResetCode } from "@sallyport/protocol";
 import type { Logger } from "pino";
 import type { ConnectionFacts, RecordWriter } from "./access-record.ts";
-import type { Admission } from "./admission.ts";
 import type { AgentSessions } from "./agent-sessions.ts";
+import { ConnectionCount } from "./connection-count.ts";
+import type { Gatekeeper } from "./gatekeeper.ts";
 import { HoldQueue, type HoldSettings } from "./hold-queue.ts";
 import type { Listener } from "./listener.ts";
 import type { PartnerConnection } from "./partner-connection.ts";
 
 /** What listeners and deployments share; it outlives each of them. */
 export interface DeploymentContext {
-  readonly admission: Admission;
+  readonly gatekeeper: Gatekeeper;
   readonly sessions: AgentSessions;
   readonly resolver: Resolver;
   readonly records: RecordWriter;
@@ -30,6 +31,8 @@ export interface DeploymentSettings {
   /** The target as an address to dial; of a direct deployment only. */
   readonly directTarget: { readonly host: string; readonly port: number } | undefined;
   readonly via: { readonly tunnel: string; readonly client: string } | undefined;
+  /** Connections to the target at the same time; undefined: no limit of its own. */
+  readonly maxConnections: number | undefined;
   readonly startup: "auto" | "manual";
   readonly hold: HoldSettings;
   readonly timeouts: { readonly connectMs: number; readonly idleMs: number; readonly halfCloseMs: number };
@@ -46,6 +49,8 @@ export class Deployment {
   readonly connections = new Set<PartnerConnection>();
   /** Of ended connections, except `accepted`; they only grow. */
   readonly counters = { accepted: 0, bytesIn: 0, bytesOut: 0 };
+  /** Of its connections, against the limit of its target. */
+  readonly count: ConnectionCount;
   readonly holdQueue: HoldQueue;
   #listener: Listener;
   #drainTimer: NodeJS.Timeout | undefined;
@@ -55,6 +60,7 @@ export class Deployment {
     this.name = settings.name;
     this.settings = settings;
     this.context = listener.context;
+    this.count = new ConnectionCount(settings.maxConnections);
     this.holdQueue = new HoldQueue(settings.hold);
     this.#listener = listener;
   }
@@ -108,6 +114,7 @@ export class Deployment {
   adopt(settings: DeploymentSettings, listener: Listener): void {
     this.settings = settings;
     this.holdQueue.settings = settings.hold;
+    this.count.max = settings.maxConnections;
     this.#listener = listener;
   }
 
@@ -150,6 +157,7 @@ export class Deployment {
   /** Called by a connection when it is over. */
   ended(connection: PartnerConnection, facts: ConnectionFacts): void {
     if (!this.connections.delete(connection)) return;
+    this.count.release();
     this.counters.bytesIn += facts.bytesIn;
     this.counters.bytesOut += facts.bytesOut;
     if (this.connections.size > 0) return;

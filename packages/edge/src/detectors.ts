@@ -44,6 +44,8 @@ export interface DetectorSettings {
 
 export interface DetectorsSettings {
   readonly prefixes: SourcePrefixes;
+  /** What `slowBytes` takes for slow: fewer bytes from the partner than this, so long after it came. */
+  readonly slow?: { readonly afterMs: number; readonly minBytes: number } | undefined;
   readonly detectors: Readonly<Partial<Record<DetectorName, DetectorSettings>>>;
 }
 
@@ -88,6 +90,16 @@ export class Detectors {
   /** Sources that are remembered now. */
   get size(): number {
     return this.#sources.size;
+  }
+
+  /** Whether `connected` has anything to do. */
+  get watchesConnects(): boolean {
+    const { connectRate, listenerScan } = this.#settings.detectors;
+    return connectRate !== undefined || listenerScan !== undefined;
+  }
+
+  watches(detector: DetectorName): boolean {
+    return this.#settings.detectors[detector] !== undefined;
   }
 
   get evicted(): number {

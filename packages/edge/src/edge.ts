@@ -24,9 +24,12 @@ import { MemoryBudget, ResetCode } from "@sallyport/protocol";
 import { TunnelServer, type TunnelServerEvent } from "@sallyport/tunnel";
 import { Registry } from "prom-client";
 import { RecordWriter } from "./access-record.ts";
-import { Admission, type AdmissionLimits } from "./admission.ts";
+import type { Admission, AdmissionLimits } from "./admission.ts";
+import { registerAdmissionMetrics } from "./admission-metrics.ts";
+import { gatekeeperSettings } from "./admission-settings.ts";
 import { adminRoutes } from "./admin-routes.ts";
 import { AgentSessions } from "./agent-sessions.ts";
+import { BanStore } from "./ban-store.ts";
 import { loadTunnelCertificate } from "./certificate.ts";
 import { ClientStore } from "./client-store.ts";
 import { type EdgeConfig, loadEdgeConfig } from "./config.ts";
@@ -34,6 +37,7 @@ import { Deployment, type DeploymentContext, type DeploymentSettings } from "./d
 import { deploymentSettings, ipFilters, listenerSettings } from "./deployment-settings.ts";
 import type { EndedConnections } from "./ended-connections.ts";
 import { registerEndedMetrics } from "./ended-metrics.ts";
+import { Gatekeeper } from "./gatekeeper.ts";
 import type { IpFilter } from "./ip-filter.ts";
 import { Listener, type ListenerSettings } from "./listener.ts";
 import type { ListeningSocket } from "./listening-socket.ts";
@@ -50,6 +54,9 @@ const RESTART_KEYS = ["name", "stateDir", "accessLog", "metrics", "heartbeat", "
 const DESCRIPTORS_PER_TUNNEL = 64;
 /** One agent with its most links, or eight with two each. Together they are at most a quarter of what there is. */
 const DESCRIPTORS_PER_CLIENT = 16;
+
+const BAN_SWEEP_MS = 1_000;
+const DENY_DELAY_MS = 100;
 
 export class Edge {
   config: EdgeConfig;
@@ -77,8 +84,12 @@ export class Edge {
   readonly #tunnelEvents = new LineRate({ burst: 50, perSecond: 10 });
   #stopping = false;
   #interimTimer: NodeJS.Timeout | undefined;
+  #denyTimer: NodeJS.Timeout | undefined;
 
-  private constructor(config: EdgeConfig, options: { configPath: string; log: Logger; clients: ClientStore }) {
+  private constructor(
+    config: EdgeConfig,
+    options: { configPath: string; log: Logger; clients: ClientStore; bans: BanStore },
+  ) {
     this.config = config;
     this.configPath = options.configPath;
     this.log = options.log;
@@ -100,7 +111,13 @@ export class Edge {
       },
     });
     this.#context = {
-      admission: new Admission(this.#limitsOf(config)),
+      gatekeeper: new Gatekeeper(gatekeeperSettings(config, this.#limitsOf(config)), {
+        bans: options.bans,
+        log: options.log,
+        onBan: () => {
+          if (this.config.admission.closeExisting) this.#denySoon();
+        },
+      }),
       sessions: this.sessions,
       resolver: new Resolver(),
       records: new RecordWriter(options.log),
@@ -109,6 +126,7 @@ export class Edge {
     registerEdgeMetrics(this.#registry, this);
     registerEndedMetrics(this.#registry, this);
     registerAccessLogMetrics(this.#registry, () => this.accessLog);
+    registerAdmissionMetrics(this.#registry, this);
     collectProcessMetrics(this.#registry);
   }
 
@@ -116,7 +134,11 @@ export class Edge {
   static async start(configPath: string, log: Logger): Promise<Edge> {
     const config = loadEdgeConfig(configPath);
     await openStateDirectory(config.stateDir);
-    const edge = new Edge(config, { configPath, log, clients: await ClientStore.open(config.stateDir) });
+    const clients = await ClientStore.open(config.stateDir);
+    const bans = await BanStore.open(config.stateDir, {
+      onWriteFailure: ({ where, what }) => log.error({ where, reason: what }, "bans not written"),
+    });
+    const edge = new Edge(config, { configPath, log, clients, bans });
     try {
       await edge.#start();
     } catch (error) {
@@ -152,7 +174,37 @@ export class Edge {
   }
 
   get admission(): Admission {
-    return this.#context.admission;
+    return this.#context.gatekeeper.admission;
+  }
+
+  get gatekeeper(): Gatekeeper {
+    return this.#context.gatekeeper;
+  }
+
+  get ipFilters(): ReadonlyMap<string, IpFilter> {
+    return this.#filters;
+  }
+
+  /** Many sources may be banned at once; the connections are looked through once for all of them. */
+  #denySoon(): void {
+    if (this.#denyTimer !== undefined) return;
+    this.#denyTimer = setTimeout(() => {
+      this.#denyTimer = undefined;
+      this.denyConnections();
+    }, DENY_DELAY_MS);
+    this.#denyTimer.unref();
+  }
+
+  /** Resets connections that a ban or an IP filter forbids by now, and says how many. */
+  denyConnections(): number {
+    let count = 0;
+    for (const connection of this.connections()) {
+      const denial = connection.recheck();
+      if (denial === undefined) continue;
+      connection.deny(denial);
+      count += 1;
+    }
+    return count;
   }
 
   /** Why the edge is not ready; empty when every deployment that starts by itself can serve a connection. */
@@ -187,6 +239,7 @@ export class Edge {
   async stop(options: { drain: boolean }): Promise<void> {
     this.#stopping = true;
     clearInterval(this.#interimTimer);
+    clearTimeout(this.#denyTimer);
     // What is being bound must not go on listening behind our back.
     await this.#changing;
     const deployments = [...this.deployments.values()];
@@ -198,8 +251,13 @@ export class Edge {
       this.cut();
       for (const deployment of deployments) await deployment.stop({ type: "cut" });
     }
+    this.gatekeeper.tarpit.clear();
     this.sessions.close();
     for (const tunnel of this.tunnels.values()) await tunnel.close();
+    await this.gatekeeper.bans.save().catch((error: unknown) => {
+      if (!(error instanceof Failure)) throw error;
+      this.log.error({ where: error.where, reason: error.what }, "bans not written");
+    });
     for (const close of this.#closers.splice(0).toReversed()) await close();
   }
 
@@ -239,6 +297,10 @@ export class Edge {
     this.#closers.push(() => admin.close());
     // Until the socket was there, commands worked on the file itself; none does from now on.
     await this.clients.reload();
+    await this.gatekeeper.bans.reload();
+    const sweep = setInterval(() => this.gatekeeper.bans.sweep(), BAN_SWEEP_MS);
+    sweep.unref();
+    this.#closers.push(() => clearInterval(sweep));
     if (config.metrics !== undefined) {
       const observability = new ObservabilityServer({
         listen: config.metrics.listen,
@@ -311,8 +373,12 @@ export class Edge {
     await this.#applyDeployments(next);
     for (const [name, tls] of certificates) this.tunnels.get(name)?.setTls(tls);
     this.config = next;
-    this.#context.admission.limits = this.#limitsOf(next);
     this.memory.limitBytes = next.memory;
+    this.gatekeeper.adopt(gatekeeperSettings(next, this.#limitsOf(next)));
+    if (next.admission.closeExisting) {
+      const closed = this.denyConnections();
+      if (closed > 0) this.log.warn({ closed }, "connections that are forbidden by now were reset");
+    }
     this.log.level = next.log.level;
     for (const { name } of before.clients) if (!this.#declared(name)) this.sessions.revoke(name);
     this.#armInterim();
@@ -354,6 +420,10 @@ export class Edge {
     } catch (error) {
       for (const socket of fresh) socket.close();
       throw error;
+    }
+    for (const [name, filter] of filters) {
+      const before = this.#filters.get(name);
+      if (before !== undefined) filter.inheritHits(before);
     }
     this.#filters = filters;
     // What an operator has stopped meanwhile stays stopped.
@@ -445,7 +515,7 @@ export class Edge {
     const descriptorsEach = config.deployments.some(({ via }) => via === undefined) ? 2 : 1;
     const forTunnels = config.tunnels.length * DESCRIPTORS_PER_TUNNEL + config.clients.length * DESCRIPTORS_PER_CLIENT;
     const atMost = Math.floor((fileDescriptorLimit() ?? 0) / 4);
-    const capacity = connectionCapacity(descriptorsEach, Math.min(forTunnels, atMost));
+    const capacity = connectionCapacity(descriptorsEach, Math.min(forTunnels + tarpitSize(config), atMost));
     const { maxConnections } = config.limits;
     if (capacity === undefined || capacity >= maxConnections) return config.limits;
     this.log.warn(
@@ -494,4 +564,12 @@ function byListener<T extends { readonly listener: string }>(entries: readonly T
 /** Names the address of a listener; each port 0 is another one. */
 function addressKey({ name, host, port }: ListenerSettings): string {
   return port === 0 ? `${host} 0 ${name}` : `${host} ${port}`;
+}
+
+/** Sockets that the tarpit may hold, where a rule sends any there. */
+function tarpitSize({ admission, listeners }: EdgeConfig): number {
+  const maps = [admission.rules, ...listeners.map((listener) => listener.admission.rules)];
+  return maps.some((rules) => Object.values(rules).some(({ onDeny }) => onDeny === "tarpit"))
+    ? admission.tarpit.max
+    : 0;
 }

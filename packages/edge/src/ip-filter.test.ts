@@ -48,7 +48,7 @@ describe("an IP filter", () => {
   test("names the deciding rule in full", () => {
     expect(partners.explain(parseIpAddress("203.0.113.1")!)).toEqual({
       action: "allow",
-      rule: { index: 0, action: "allow", cidr: "203.0.113.0/24", description: "ACME" },
+      rule: { index: 0, action: "allow", cidr: "203.0.113.0/24", description: "ACME", trusted: false },
     });
     expect(partners.explain(parseIpAddress("203.0.113.66")!).rule).toEqual({
       index: 1,

@@ -12,6 +12,8 @@ export interface IpFilterRule {
   readonly action: RuleAction;
   readonly cidr: Cidr;
   readonly description?: string | undefined;
+  /** Of an allow rule: its sources are not banned and not limited, but by the hard maximum of the edge. */
+  readonly trusted?: boolean | undefined;
 }
 
 /** The answer about one address. Without a rule it was the default that decided, or that the address was unreadable. */
@@ -23,6 +25,7 @@ export interface IpFilterDecision {
     readonly action: RuleAction;
     readonly cidr: string;
     readonly description: string;
+    readonly trusted: boolean;
   };
 }
 
@@ -57,6 +60,16 @@ export class IpFilter {
     this.#hits = new Float64Array(options.rules.length);
     this.#decisions = Array.from({ length: options.rules.length });
     this.#defaultDecision = { action: options.default };
+  }
+
+  /** Takes over what another filter has counted: a reload that keeps a rule keeps its hits. */
+  inheritHits(from: IpFilter): void {
+    const names = new Map(from.rules.map(({ action, cidr }, index) => [`${action} ${formatCidr(cidr)}`, index]));
+    for (const [index, { action, cidr }] of this.rules.entries()) {
+      const before = names.get(`${action} ${formatCidr(cidr)}`);
+      if (before !== undefined) this.#hits[index] = from.hitsOf(before);
+    }
+    this.defaultHits = from.defaultHits;
   }
 
   /** Answers for an address without counting: what `test-ip` asks. */
@@ -114,8 +127,11 @@ export class IpFilter {
     if (rule === undefined) {
       throw new RangeError("the trie names a rule that the filter does not have");
     }
-    const { action, cidr, description = "" } = rule;
-    const decision: IpFilterDecision = { action, rule: { index, action, cidr: formatCidr(cidr), description } };
+    const { action, cidr, description = "", trusted = false } = rule;
+    const decision: IpFilterDecision = {
+      action,
+      rule: { index, action, cidr: formatCidr(cidr), description, trusted: trusted && action === "allow" },
+    };
     this.#decisions[index] = decision;
     return decision;
   }

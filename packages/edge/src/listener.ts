@@ -4,28 +4,35 @@
  */
 import type { AddressInfo } from "node:net";
 import { ResetCode } from "@sallyport/protocol";
-import type { AdmissionCounter } from "./admission.ts";
+import { AdmissionDoor, type DoorSettings } from "./admission.ts";
 import type { Deployment, DeploymentContext } from "./deployment.ts";
-import type { IpFilter } from "./ip-filter.ts";
 import { ListeningSocket } from "./listening-socket.ts";
+import type { Pace } from "./paced-socket.ts";
 import { PartnerConnection, type Refusal } from "./partner-connection.ts";
+import { TokenBucket } from "./token-bucket.ts";
 
-export interface ListenerSettings {
-  readonly name: string;
+export interface ListenerSettings extends DoorSettings {
   readonly host: string;
   readonly port: number;
-  /** Undefined: only the limits of the edge hold. */
-  readonly maxConnections: number | undefined;
-  /** Undefined: every address is allowed. */
-  readonly ipFilter: IpFilter | undefined;
+  /** Nothing is opened before the partner has sent something; 0: off. */
+  readonly firstByteTimeoutMs: number;
+  /** A connection ends at this age; 0: never. */
+  readonly maxDurationMs: number;
+  /** In each direction, of all connections together and of each; undefined: no limit. */
+  readonly bytesPerSecond: number | undefined;
+  readonly connectionBytesPerSecond: number | undefined;
 }
+
+const MIN_BURST_BYTES = 16_384;
 
 export class Listener {
   readonly name: string;
   readonly context: DeploymentContext;
   /** Connections keep the way they began on; new ones follow the settings of the moment. */
   settings: ListenerSettings;
-  readonly counter: { active: number; maxConnections: number | undefined };
+  readonly door: AdmissionDoor;
+  /** The buckets that all its connections share. */
+  #buckets: Pace = { in: [], out: [] };
   /** Connections that were refused before a deployment had them; the counts only grow. */
   readonly refused: Partial<Record<Refusal, number>> = {};
   /** Admitted connections of which it is not known yet where they go. Bounded by the limits of admission. */
@@ -38,7 +45,8 @@ export class Listener {
     this.name = settings.name;
     this.settings = settings;
     this.context = context;
-    this.counter = { active: 0, maxConnections: settings.maxConnections } satisfies AdmissionCounter;
+    this.door = new AdmissionDoor(settings);
+    this.#buckets = bucketsOf(settings.bytesPerSecond);
   }
 
   /** All that the configuration gives it, running or not. */
@@ -97,14 +105,25 @@ export class Listener {
     readonly serving: readonly Deployment[];
     readonly socket: ListeningSocket | undefined;
   }): void {
+    if (next.settings.bytesPerSecond !== this.settings.bytesPerSecond) {
+      this.#buckets = bucketsOf(next.settings.bytesPerSecond);
+    }
     this.settings = next.settings;
-    this.counter.maxConnections = next.settings.maxConnections;
+    this.door.settings = next.settings;
     this.#deployments = next.deployments;
     this.#serving.clear();
     for (const deployment of next.serving) this.#serving.add(deployment);
     this.#socket = undefined;
     if (next.socket !== undefined) this.#use(next.socket);
     else for (const connection of this.undecided) connection.abort(ResetCode.killed);
+  }
+
+  /** What holds a new connection back, where a byte rate is configured. */
+  pace(): Pace | undefined {
+    const { bytesPerSecond, connectionBytesPerSecond } = this.settings;
+    if (bytesPerSecond === undefined && connectionBytesPerSecond === undefined) return undefined;
+    const own = bucketsOf(connectionBytesPerSecond);
+    return { in: [...own.in, ...this.#buckets.in], out: [...own.out, ...this.#buckets.out] };
   }
 
   /** Binds the address of `settings`; the socket belongs to the caller. @throws as `start` */
@@ -123,4 +142,12 @@ export class Listener {
     this.#socket = socket;
     socket.onSocket = (accepted) => PartnerConnection.serve(accepted, this);
   }
+}
+
+/** A tenth of a second at once, or what one read brings where that is more. */
+function bucketsOf(perSecond: number | undefined): Pace {
+  if (perSecond === undefined) return { in: [], out: [] };
+  const settings = { perSecond, burst: Math.max(MIN_BURST_BYTES, Math.floor(perSecond / 10)) };
+  const now = performance.now();
+  return { in: [new TokenBucket(settings, now)], out: [new TokenBucket(settings, now)] };
 }

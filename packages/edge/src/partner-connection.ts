@@ -17,30 +17,41 @@ import { ResetCode } from "@sallyport/protocol";
 import { Ended, type Ending, endingOf, Splice } from "@sallyport/tunnel";
 import type { ConnectionFacts } from "./access-record.ts";
 import type { Via } from "./agent-sessions.ts";
-import type { Admitted } from "./admission.ts";
+import type { AdmissionRefusal, Admitted, Denial, OnDeny } from "./admission.ts";
 import { nextConnectionId } from "./connection-id.ts";
 import type { Deployment, DeploymentSettings } from "./deployment.ts";
+import { awaitFirstByte } from "./first-byte.ts";
+import type { Conduct } from "./gatekeeper.ts";
 import type { Held } from "./hold-queue.ts";
 import type { Listener } from "./listener.ts";
+import { pacedSocket } from "./paced-socket.ts";
 import { Relay } from "./relay.ts";
 
 /** What a refusal at admission is called in records and metrics. */
-export type Refusal =
-  | "maxConnections"
-  | "listenerMaxConnections"
-  | "maxConnectionsPerSource"
-  | "ipFilter"
-  | "badAddress"
-  | "notRunning";
+export type Refusal = AdmissionRefusal | "notRunning";
 
 const refusals: Record<Refusal, Ending> = {
   maxConnections: { code: "RA", reason: "connection limit of the edge" },
   listenerMaxConnections: { code: "RA", reason: "connection limit of the listener" },
   maxConnectionsPerSource: { code: "RA", reason: "connection limit of the source" },
+  targetMaxConnections: { code: "RA", reason: "connection limit of the target" },
+  connectionRatePerSource: { code: "RA", reason: "connection rate of the source" },
+  listenerConnectionRate: { code: "RA", reason: "connection rate of the listener" },
   ipFilter: { code: "PA", reason: "blocked by IP filter" },
+  ban: { code: "PA", reason: "banned" },
+  proxyHeader: { code: "PA", reason: "bad PROXY header" },
+  firstByteTimeout: { code: "cA", reason: "no first byte in time" },
   badAddress: { code: "IA", reason: "peer address unknown" },
   notRunning: { code: "PA", reason: "the deployment is stopped" },
 };
+
+const leftEarly: Ending = { code: "CA", reason: "partner left without sending a byte" };
+/** Of a connection that was admitted, when a ban or a reload forbids it later. */
+const forbiddenNow: Record<"ban" | "ipFilter", Ending> = {
+  ban: { code: "PD", reason: "banned" },
+  ipFilter: { code: "PD", reason: "blocked by IP filter" },
+};
+const tooOld: Ending = { code: "PD", reason: "longest duration reached" };
 
 const dialEndings: Record<DialErrorReason, Ending> = {
   refused: Ended.targetRefused,
@@ -72,7 +83,7 @@ export class PartnerConnection {
   readonly startedAt = new Date();
   /** Where it goes, with the settings of the moment: a reload may change what the deployment does next. */
   #route: { readonly deployment: Deployment; readonly settings: DeploymentSettings } | undefined;
-  readonly #socket: Socket;
+  #socket: Socket;
   readonly #start = performance.now();
   readonly #partner: string;
   readonly #local: string;
@@ -87,7 +98,11 @@ export class PartnerConnection {
   #connectTimer: NodeJS.Timeout | undefined;
   /** Records that were written in between. */
   #records = 0;
+  /** Those of the guards: the longest duration, and the look at a slow one. */
+  #guardTimers: NodeJS.Timeout[] = [];
+  #cancelFirstByte: (() => void) | undefined;
   #forced: Ending | undefined;
+  #rule: string | undefined;
   #ended = false;
 
   private constructor(socket: Socket, listener: Listener, partner: string) {
@@ -139,6 +154,7 @@ export class PartnerConnection {
 
   get facts(): ConnectionFacts {
     const way = this.#way;
+    const admitted = this.#admitted;
     let firstByteAt: number | undefined;
     if (way.type === "splice") firstByteAt = way.splice.firstByteToSocketAt;
     else if (way.type === "relay") firstByteAt = way.relay.firstByteToPartnerAt;
@@ -162,7 +178,11 @@ export class PartnerConnection {
       connectMs: since(this.#connectedAt, this.#openedAt),
       firstByteMs: since(firstByteAt, this.#start),
       totalMs: round(performance.now() - this.#start),
-      rule: undefined,
+      rule: this.#rule,
+      dryRun:
+        admitted === undefined || admitted.dryRun.length === 0
+          ? undefined
+          : admitted.dryRun.map(({ reason }) => reason),
     };
   }
 
@@ -194,28 +214,114 @@ export class PartnerConnection {
     }
   }
 
+  /**
+   * What a ban or an IP filter says against it now; it was admitted before. Undefined for one that is over.
+   */
+  recheck(): Denial | undefined {
+    const { admission, now } = this.listener.context.gatekeeper;
+    const admitted = this.#admitted;
+    return admitted === undefined || this.#ended ? undefined : admission.recheck(admitted, admitted.address, now);
+  }
+
+  /** Resets both sides because a rule forbids it by now. */
+  deny({ reason, rule }: Denial): void {
+    this.#rule = rule;
+    this.#forced = forbiddenNow[reason === "ban" ? "ban" : "ipFilter"];
+    this.abort(ResetCode.killed);
+  }
+
   #admit(address: IpAddress): void {
-    const { context, counter, settings } = this.listener;
-    const admitted = context.admission.admit(address, counter);
-    if (typeof admitted === "string") return this.#refuse(admitted);
+    const { listener } = this;
+    const admitted = listener.context.gatekeeper.admit(address, listener.door);
+    if (admitted.type === "denial") return this.#refuse(admitted.reason, admitted);
     this.#admitted = admitted;
-    const decision = settings.ipFilter?.decidePeer(this.#socket.remoteAddress);
-    if (decision?.action === "block") {
-      const { rule } = decision;
-      return this.#refuse("ipFilter", rule === undefined ? "default" : `${rule.action} ${rule.cidr}`);
-    }
-    this.#decide();
+    const pace = listener.pace();
+    if (pace !== undefined) this.#socket = pacedSocket(this.#socket, pace);
+    this.#guard(admitted);
+    const { firstByteTimeoutMs } = listener.settings;
+    if (firstByteTimeoutMs === 0 || admitted.trusted) this.#decide();
+    else this.#awaitFirstByte(admitted, firstByteTimeoutMs);
   }
 
   /** Nothing has been made for it, and nothing is. */
-  #refuse(refusal: Refusal, rule?: string): void {
+  #refuse(refusal: Refusal, options: { rule?: string | undefined; onDeny?: OnDeny } = {}): void {
     const { refused, context, undecided } = this.listener;
+    const { rule, onDeny = "reset" } = options;
+    this.#clearGuards();
     this.#admitted?.release();
     undecided.delete(this);
     refused[refusal] = (refused[refusal] ?? 0) + 1;
     context.records.refused({ ...this.#factsAtEnd, rule, denied: refusal }, refusals[refusal]);
     this.#ended = true;
-    this.#socket.resetAndDestroy();
+    switch (onDeny) {
+      case "reset":
+        this.#socket.resetAndDestroy();
+        return;
+      case "close":
+        // The FIN goes out before the socket is closed. What the partner has sent meanwhile is never read.
+        this.#socket.end(() => this.#socket.destroy());
+        return;
+      case "tarpit":
+        context.gatekeeper.tarpit.hold(this.#socket);
+        return;
+    }
+  }
+
+  // ── guards ──
+
+  #guard(admitted: Admitted): void {
+    const { settings, context } = this.listener;
+    const { maxDurationMs } = settings;
+    const { slow } = context.gatekeeper.detectors.settings;
+    if (admitted.trusted) return;
+    if (maxDurationMs > 0) {
+      this.#guardTimers.push(
+        setTimeout(() => {
+          this.#forced = tooOld;
+          this.abort(ResetCode.killed);
+        }, maxDurationMs),
+      );
+    }
+    if (slow !== undefined) {
+      this.#guardTimers.push(
+        setTimeout(() => {
+          if (this.bytesIn < slow.minBytes) context.gatekeeper.note("slowBytes", admitted);
+        }, slow.afterMs),
+      );
+    }
+  }
+
+  #awaitFirstByte(admitted: Admitted, timeoutMs: number): void {
+    const { undecided, context } = this.listener;
+    undecided.add(this);
+    this.#cancelFirstByte = awaitFirstByte(this.#socket, {
+      timeoutMs,
+      onOutcome: (outcome) => {
+        if (this.#ended) return;
+        this.#cancelFirstByte = undefined;
+        switch (outcome) {
+          case "arrived":
+            this.#decide();
+            return;
+          case "closed":
+            this.#finish(leftEarly);
+            this.#socket.destroy();
+            return;
+          case "timeout": {
+            context.gatekeeper.note("noFirstByte", admitted);
+            const denial = context.gatekeeper.admission.refuseLater(admitted, "firstByteTimeout");
+            if (denial === undefined) this.#decide();
+            else this.#refuse(denial.reason, denial);
+            return;
+          }
+        }
+      },
+    });
+  }
+
+  #clearGuards(): void {
+    this.#cancelFirstByte?.();
+    for (const timer of this.#guardTimers) clearTimeout(timer);
   }
 
   // ── where it goes ──
@@ -223,6 +329,11 @@ export class PartnerConnection {
   #decide(): void {
     const deployment = this.listener.onlyDeployment;
     if (deployment === undefined || !this.listener.serves(deployment)) return this.#refuse("notRunning");
+    const { gatekeeper } = this.listener.context;
+    if (deployment.count.isFull && this.#admitted?.trusted === false) {
+      const denial = gatekeeper.admission.refuseLater(this.#admitted, "targetMaxConnections");
+      if (denial !== undefined) return this.#refuse(denial.reason, denial);
+    }
     this.#routeTo(deployment);
   }
 
@@ -231,6 +342,7 @@ export class PartnerConnection {
     this.listener.undecided.delete(this);
     this.#route = { deployment, settings };
     deployment.connections.add(this);
+    deployment.count.take();
     deployment.counters.accepted += 1;
     if (settings.via === undefined) this.#dial(settings.target);
     else this.#open(settings.via, settings.target);
@@ -354,8 +466,8 @@ export class PartnerConnection {
       endedAt: new Date(this.startedAt.getTime() + facts.totalMs).toISOString(),
       sequence: this.#records === 0 ? undefined : this.#records + 1,
       activeConnections: {
-        edge: listener.context.admission.active,
-        listener: listener.counter.active,
+        edge: listener.context.gatekeeper.admission.active,
+        listener: listener.door.active,
         deployment: (this.#route?.deployment ?? listener.onlyDeployment)?.connections.size,
       },
     };
@@ -365,12 +477,26 @@ export class PartnerConnection {
     if (this.#ended) return;
     this.#ended = true;
     clearTimeout(this.#connectTimer);
+    this.#clearGuards();
     const facts = this.#factsAtEnd;
+    const told = this.#forced ?? ending;
     this.listener.undecided.delete(this);
     this.#route?.deployment.ended(this, facts);
-    this.#admitted?.release();
-    this.listener.context.records.ended(facts, this.#forced ?? ending);
+    this.listener.context.records.ended(facts, told);
+    if (this.#admitted !== undefined) {
+      this.listener.context.gatekeeper.leave(this.#admitted, {
+        bytesIn: facts.bytesIn,
+        ageMs: facts.totalMs,
+        by: conductOf(told),
+      });
+    }
   }
+}
+
+/** What is held against a partner: that it went, not what we, the target or an operator did. */
+function conductOf({ code }: Ending): Conduct["by"] {
+  if (code === "CC" || code === "CD") return "partnerReset";
+  return code === "--" || code === "CA" ? "finished" : "other";
 }
 
 function round(ms: number): number {
