@@ -51,7 +51,8 @@ class PacedSocket extends Duplex {
     // `data` was added to a socket that was paused on purpose, which stays so until somebody wants to read.
     socket.on("error", (error: Error) => this.destroy(error));
     socket.on("close", () => {
-      if (!this.readableEnded || !this.writableFinished) this.destroy();
+      // Where both directions are through, what arrived before may still be waiting here.
+      if (!this.#socketEnded || !socket.writableFinished) this.destroy();
     });
   }
 
