@@ -15,6 +15,7 @@ import {
   CloseCode,
   closeReason,
   type Hello,
+  type LinkFigures,
   type Open,
   ProtocolError,
   Session,
@@ -102,7 +103,8 @@ export class EdgeSession {
   readonly connectFailures = new Map<string, number>();
   sessionsStarted = 0;
   linksLost = 0;
-  #stallsOfEndedSessions = 0;
+  /** What the sessions that have ended counted. */
+  readonly #endedCounters = { stalls: 0, resumptions: 0, retransmittedBytes: 0 };
 
   readonly #options: EdgeSessionOptions;
   readonly #log: Logger;
@@ -184,7 +186,22 @@ export class EdgeSession {
 
   /** How often a stream had bytes for the edge and no credit; a total for metrics. */
   get stalls(): number {
-    return this.#stallsOfEndedSessions + (this.#current?.driver.session.counters.stalls ?? 0);
+    return this.#endedCounters.stalls + (this.#current?.driver.session.counters.stalls ?? 0);
+  }
+
+  /** How often all links were lost and the session went on; a total for metrics. */
+  get resumptions(): number {
+    return this.#endedCounters.resumptions + (this.#current?.driver.session.counters.resumptions ?? 0);
+  }
+
+  /** Bytes sent again after a link was lost; a total for metrics. */
+  get retransmittedBytes(): number {
+    return this.#endedCounters.retransmittedBytes + (this.#current?.driver.session.counters.retransmittedBytes ?? 0);
+  }
+
+  /** The links of the session now, for metrics. */
+  get linkFigures(): LinkFigures[] {
+    return this.#current?.driver.session.linkFigures ?? [];
   }
 
   /** Why the last attempt failed; undefined while connected. */
@@ -431,7 +448,10 @@ export class EdgeSession {
   #ended(current: Current, code: CloseCode, reason: string): void {
     if (current !== this.#current) return;
     this.#current = undefined;
-    this.#stallsOfEndedSessions += current.driver.session.counters.stalls;
+    const { stalls, resumptions, retransmittedBytes } = current.driver.session.counters;
+    this.#endedCounters.stalls += stalls;
+    this.#endedCounters.resumptions += resumptions;
+    this.#endedCounters.retransmittedBytes += retransmittedBytes;
     const facts = { edge: current.edge, session: head(current.id), code, reason };
     if (this.#stop.signal.aborted) this.#log.info(facts, "session closed");
     else this.#log.warn(facts, "session ended");

@@ -195,14 +195,50 @@ export function registerAgentMetrics(registry: Registry, source: AgentMetricsSou
   });
   new Gauge({
     name: "agent_tunnel_round_trip_seconds",
-    help: "Smoothed round trip of the fastest link to an edge.",
-    labelNames: ["edge"],
+    help: "Smoothed round trip of each link to an edge. `link` is its place in the session.",
+    labelNames: ["edge", "link"],
     registers,
     collect() {
       this.reset();
       for (const edge of source.edges) {
-        if (edge.roundTripMs !== undefined) this.set({ edge: edge.address }, edge.roundTripMs / 1_000);
+        for (const { index, roundTripMs } of edge.linkFigures) {
+          if (roundTripMs !== undefined) this.set({ edge: edge.address, link: index }, roundTripMs / 1_000);
+        }
       }
+    },
+  });
+  new Gauge({
+    name: "agent_tunnel_in_flight_bytes",
+    help: "Bytes under way on each link to an edge: written, and not yet known to be read.",
+    labelNames: ["edge", "link"],
+    registers,
+    collect() {
+      this.reset();
+      for (const edge of source.edges) {
+        for (const { index, inFlightBytes } of edge.linkFigures) {
+          this.set({ edge: edge.address, link: index }, inFlightBytes);
+        }
+      }
+    },
+  });
+  new Counter({
+    name: "agent_tunnel_resumptions_total",
+    help: "How often the session with an edge lost every link and went on.",
+    labelNames: ["edge"],
+    registers,
+    collect() {
+      this.reset();
+      for (const edge of source.edges) this.inc({ edge: edge.address }, edge.resumptions);
+    },
+  });
+  new Counter({
+    name: "agent_tunnel_retransmitted_bytes_total",
+    help: "Bytes sent again after a link was lost.",
+    labelNames: ["edge"],
+    registers,
+    collect() {
+      this.reset();
+      for (const edge of source.edges) this.inc({ edge: edge.address }, edge.retransmittedBytes);
     },
   });
 }

@@ -188,15 +188,29 @@ export function registerEdgeMetrics(registry: Registry, edge: Edge): void {
   });
   new Gauge({
     name: "edge_tunnel_round_trip_seconds",
-    help: "Smoothed round trip of the fastest link to an agent.",
-    labelNames: ["client", "agent"],
+    help: "Smoothed round trip of each link to an agent. `link` is its place in the session.",
+    labelNames: ["client", "agent", "link"],
     registers,
     collect() {
       this.reset();
-      for (const session of edge.sessions.all) {
-        const trips = [...session.driver.links].map((link) => session.driver.session.roundTripMs(link.id));
-        const known = trips.filter((trip) => trip !== undefined);
-        if (known.length > 0) this.set({ client: session.client, agent: session.agent }, Math.min(...known) / 1_000);
+      for (const { client, agent, driver } of edge.sessions.all) {
+        for (const { index, roundTripMs } of driver.session.linkFigures) {
+          if (roundTripMs !== undefined) this.set({ client, agent, link: index }, roundTripMs / 1_000);
+        }
+      }
+    },
+  });
+  new Gauge({
+    name: "edge_tunnel_in_flight_bytes",
+    help: "Bytes under way on each link to an agent: written, and not yet known to be read.",
+    labelNames: ["client", "agent", "link"],
+    registers,
+    collect() {
+      this.reset();
+      for (const { client, agent, driver } of edge.sessions.all) {
+        for (const { index, inFlightBytes } of driver.session.linkFigures) {
+          this.set({ client, agent, link: index }, inFlightBytes);
+        }
       }
     },
   });

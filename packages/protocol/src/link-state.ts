@@ -13,6 +13,8 @@ import { TurnList } from "./turn-list.ts";
 
 export class LinkState {
   readonly id: number;
+  /** Its place among the links of the session, the lowest that was free; for metrics, whose labels have to be few. */
+  readonly index: number;
   lastReceivedAt: number;
   nextPingAt: number;
   /** Smoothed round trip in milliseconds (RFC 6298 §2: 7/8 old, 1/8 new); undefined before the first PONG. */
@@ -37,10 +39,11 @@ export class LinkState {
   /** Streams that this link carries; the measure of load when a stream chooses its link. */
   streams = 0;
 
-  constructor(id: number, now: number, heartbeatIntervalMs: number) {
-    this.id = id;
-    this.lastReceivedAt = now;
-    this.nextPingAt = now + heartbeatIntervalMs;
+  constructor(options: { id: number; index: number; now: number; heartbeatIntervalMs: number }) {
+    this.id = options.id;
+    this.index = options.index;
+    this.lastReceivedAt = options.now;
+    this.nextPingAt = options.now + options.heartbeatIntervalMs;
   }
 
   /** A PONG came; false when it was not asked for. */

@@ -79,6 +79,17 @@ export type SessionEvent =
   /** The session is over; a reset event for every stream that was left precedes it. */
   | { readonly type: "ended"; readonly code: CloseCode; readonly reason: string };
 
+/** What a link is doing. */
+export interface LinkFigures {
+  /** Its place in the session, 0 to 31; one that comes takes the lowest that is free. */
+  readonly index: number;
+  /** Smoothed, in milliseconds; undefined before it was measured. */
+  readonly roundTripMs: number | undefined;
+  readonly streams: number;
+  /** DATA that was written and of which it is not known that the peer has read it. */
+  readonly inFlightBytes: number;
+}
+
 const DEFAULT_WINDOW_BYTES = 262_144;
 /** 1.3 Gbit/s at a round trip of 100 ms. */
 const DEFAULT_MAX_WINDOW_BYTES = 16_777_216;
@@ -200,6 +211,16 @@ export class Session {
   /** Streams that have bytes to send and no credit, now; `counters.stalls` counts how often that came about. */
   get stalledStreams(): number {
     return this.#stalledStreams;
+  }
+
+  /** The links now, in the order in which they came; for metrics. */
+  get linkFigures(): LinkFigures[] {
+    return [...this.#links.values()].map(({ index, roundTripMs, streams, pace }) => ({
+      index,
+      roundTripMs,
+      streams,
+      inFlightBytes: pace.inFlightBytes,
+    }));
   }
 
   /** Smoothed round trip of a link in milliseconds, once measured. */
@@ -362,7 +383,12 @@ export class Session {
     if (this.#ended) throw new Error("the session has ended");
     if (this.#links.has(id)) throw new Error("the link is attached already");
     this.#now = now;
-    const link = new LinkState(id, now, this.#heartbeatIntervalMs);
+    const link = new LinkState({
+      id,
+      index: this.#freeIndex(),
+      now,
+      heartbeatIntervalMs: this.#heartbeatIntervalMs,
+    });
     this.#links.set(id, link);
     if (this.#detachedAt !== undefined) this.counters.resumptions += 1;
     this.#detachedAt = undefined;
@@ -820,6 +846,14 @@ export class Session {
   }
 
   // ── streams and links ──────────────────────────────────────────────────────────────────────────────────────────
+
+  /** The lowest number that no link has. Links that replace others come before those go. */
+  #freeIndex(): number {
+    const taken = new Set([...this.#links.values()].map(({ index }) => index));
+    let index = 0;
+    while (taken.has(index)) index += 1;
+    return index;
+  }
 
   #leastLoaded(): LinkState | undefined {
     let best: LinkState | undefined;
