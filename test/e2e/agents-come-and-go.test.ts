@@ -150,6 +150,30 @@ describe("replicas", () => {
     last.destroy();
   });
 
+  test("are left by one that stops: it gets no new streams while it drains, and its own end with it", async () => {
+    const pair = await startPair({ timeout: "0s" });
+    const second = await startAgent(pair, "agent-two");
+    const agents = async () => (await edgeJson<Status>(pair, "status")).agents;
+    await pollUntil(async () => ((await agents()).length === 2 ? true : undefined), { what: "two agents" });
+    const partners = [connectPartner(pair), connectPartner(pair)];
+    for (const partner of partners) await echoes(partner, "x");
+    const streamsOf = async (name: string) => (await agents()).find(({ agent }) => agent === name)?.streams;
+    expect([await streamsOf("agent-under-test"), await streamsOf("agent-two")]).toEqual([1, 1]);
+    second.signal("SIGTERM");
+    await second.waitForLine(/"msg":"draining"/);
+    const later = Array.from({ length: 4 }, () => connectPartner(pair));
+    for (const partner of later) await echoes(partner, "y");
+    expect([await streamsOf("agent-under-test"), await streamsOf("agent-two")]).toEqual([5, 1]);
+    for (const partner of partners) await echoes(partner, "what runs goes on");
+    // A second signal: it leaves now, and one of the first two streams with it.
+    const endings = partners.map((partner) => socketEnding(partner));
+    second.signal("SIGTERM");
+    expect((await Promise.race(endings)).how).toBe("error");
+    for (const partner of later) await echoes(partner, "z");
+    for (const partner of [...partners, ...later]) partner.destroy();
+    await Promise.all(endings);
+  });
+
   test("a second process with the name of one that answers is refused", async () => {
     const pair = await startPair({ timeout: "0s" });
     const partner = connectPartner(pair);
