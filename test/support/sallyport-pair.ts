@@ -14,6 +14,8 @@ export interface PairDeployment {
   readonly direct?: boolean;
   /** What happens while no agent is connected. Default: connections are reset at once. */
   readonly hold?: object;
+  /** Further keys of the deployment; one given here replaces the one that the pair would write, `undefined` takes it out. */
+  readonly settings?: Readonly<Record<string, unknown>>;
 }
 
 export interface SallyportPairOptions {
@@ -84,6 +86,7 @@ export class SallyportPair {
   readonly #agentRecords = new ConnectionRecords();
   #edge: PairedProgram | undefined;
   #agent: PairedProgram | undefined;
+  readonly #otherAgents: PairedProgram[] = [];
 
   private constructor(
     options: SallyportPairOptions,
@@ -194,8 +197,27 @@ export class SallyportPair {
     this.#agent = await this.#runAgent(this.agent.configPath, this.agent.metricsPort);
   }
 
+  /** Pairs and starts an agent of another client, which edge.yaml declares; the pair stops it with the others. */
+  async addAgent(client: string, services: Readonly<Record<string, string>>): Promise<PairedProgram> {
+    const credentialsFile = join(this.directory, `${client}.credentials`);
+    const line = await this.command("edge", ["pair", client, "--config", this.edge.configPath]);
+    await this.command("agent", ["join", "--out", credentialsFile], line);
+    const metricsPort = await findFreePort();
+    const configPath = await this.#writeConfig(`${client}.yaml`, {
+      name: `agent-of-${client}`,
+      stateDir: await this.#makeStateDir(client),
+      edges: [{ credentialsFile }],
+      services,
+      metrics: { listen: `127.0.0.1:${metricsPort}` },
+    });
+    const agent = await this.#runAgent(configPath, metricsPort);
+    this.#otherAgents.push(agent);
+    return agent;
+  }
+
   async stop(): Promise<void> {
-    await Promise.all([this.#agent?.process.stop(), this.#edge?.process.stop()]);
+    const agents = [this.#agent, ...this.#otherAgents];
+    await Promise.all([...agents.map((agent) => agent?.process.stop()), this.#edge?.process.stop()]);
     await this.#removeDirectory();
   }
 
@@ -230,13 +252,14 @@ export class SallyportPair {
         listen: `127.0.0.1:${this.listenerPort(name)}`,
         ipFilter: "loopback",
       })),
-      deployments: this.#options.deployments.map(({ name, target, direct, hold }) => ({
+      deployments: this.#options.deployments.map(({ name, target, direct, hold, settings }) => ({
         name,
         listener: name,
         target,
         ...(direct === true ? {} : { via: { tunnel: "dmz", client: "lan" } }),
         hold: hold ?? { timeout: "0s" },
         startup: "auto",
+        ...settings,
       })),
       metrics: { listen: `127.0.0.1:${metricsPort}` },
       ...this.#options.edgeConfig,

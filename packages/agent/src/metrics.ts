@@ -31,6 +31,17 @@ export function registerAgentMetrics(registry: Registry, source: AgentMetricsSou
       for (const [service, count] of connections.dialled) this.inc({ service }, count);
     },
   });
+  new Counter({
+    name: "agent_checks_total",
+    help: "Dials that were checks of an edge, by service; `(allow)` for targets of the allow list.",
+    labelNames: ["service"],
+    registers,
+    collect() {
+      this.reset();
+      for (const service of labels()) this.inc({ service }, 0);
+      for (const [service, count] of connections.checks) this.inc({ service }, count);
+    },
+  });
   new Gauge({
     name: "agent_connections_active",
     help: "Connections that are dialled or open, by service.",

@@ -14,7 +14,7 @@ import {
   parseIpAddress,
   type Resolver,
 } from "@sallyport/host";
-import { type Open, ResetCode } from "@sallyport/protocol";
+import { CHECK_PARTNER, type Open, ResetCode } from "@sallyport/protocol";
 import { Ended, type Ending, endingOf, Splice, type StreamHandler, type TunnelStream } from "@sallyport/tunnel";
 import type { ConnectionFacts, RecordWriter } from "./connection-record.ts";
 import type { DialLimits, DialPermit } from "./dial-limits.ts";
@@ -59,7 +59,7 @@ const dialFailures: Record<DialErrorReason, { readonly code: ResetCode; readonly
   name_not_found: { code: ResetCode.nameNotFound, ending: Ended.nameNotFound },
   name_timeout: {
     code: ResetCode.targetTimeout,
-    ending: { code: "sC", reason: "target name not resolved in time" },
+    ending: Ended.nameTimeout,
   },
   forbidden: { code: ResetCode.forbidden, ending: Ended.forbidden },
   reset: { code: ResetCode.connectionReset, ending: Ended.targetReset },
@@ -67,6 +67,14 @@ const dialFailures: Record<DialErrorReason, { readonly code: ResetCode; readonly
   cancelled: { code: ResetCode.cancelled, ending: Ended.partnerGone },
   other: { code: ResetCode.targetUnreachable, ending: Ended.targetUnreachable },
 };
+
+/**
+ * What a check may be: a stream that is more, or lasts longer, has a record like any other, whatever the edge calls it.
+ * An edge that was taken over cannot hide connections among checks.
+ */
+const MAX_CHECK_BYTES_IN = 1_024;
+const MAX_CHECK_BYTES_OUT = 16_384;
+const MAX_CHECK_MS = 65_000;
 
 export class TargetConnection implements StreamHandler {
   readonly startedAt = new Date();
@@ -111,13 +119,22 @@ export class TargetConnection implements StreamHandler {
     }
     const permit = context.limits.admit(decision.service, performance.now());
     if (typeof permit === "string") {
-      events.onDialError("limit");
       connection.#rule = permit;
+      if (connection.isCheck) {
+        stream.reset(ResetCode.limit);
+        return undefined;
+      }
+      events.onDialError("limit");
       return connection.#refuse(ResetCode.limit, Ended.limit);
     }
     events.onDialling(connection);
     connection.#dial(decision, permit, stream);
     return connection;
+  }
+
+  /** The edge asks whether the target can be reached; no partner is behind it. */
+  get isCheck(): boolean {
+    return this.open.partner === CHECK_PARTNER;
   }
 
   get id(): string {
@@ -224,7 +241,7 @@ export class TargetConnection implements StreamHandler {
   #failed(error: DialError, stream: TunnelStream): void {
     if (this.#endedAt !== undefined) return;
     const { code, ending } = dialFailures[error.reason];
-    this.#events.onDialError(error.reason);
+    if (!this.isCheck) this.#events.onDialError(error.reason);
     if (error.address !== undefined) {
       this.#address = formatHostPort({ host: error.address, port: this.#decision?.port ?? 0 });
     }
@@ -239,7 +256,19 @@ export class TargetConnection implements StreamHandler {
   }
 
   #finish(ending: Ending): void {
-    this.#endWith(() => this.#context.records.ended(this.#factsAtEnd, ending));
+    this.#endWith(() => {
+      if (!this.#isMereCheck) this.#context.records.ended(this.#factsAtEnd, ending);
+    });
+  }
+
+  /** A check that has stayed within its bounds: the edge tells what came of it, when that changes. */
+  get #isMereCheck(): boolean {
+    return (
+      this.isCheck &&
+      this.bytesIn <= MAX_CHECK_BYTES_IN &&
+      this.bytesOut <= MAX_CHECK_BYTES_OUT &&
+      performance.now() - this.#start <= MAX_CHECK_MS
+    );
   }
 
   get #factsAtEnd(): ConnectionFacts {

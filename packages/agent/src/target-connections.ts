@@ -19,6 +19,8 @@ export class TargetConnections implements TargetConnectionEvents {
   readonly dialled = new Map<string, number>();
   /** Those that live, by service; bounded by them. */
   readonly #active = new Map<string, number>();
+  /** The same of checks, which are not among the dials. */
+  readonly checks = new Map<string, number>();
   readonly dialErrors: Partial<Record<DialErrorReason | "limit", number>> = {};
   #bytesIn = 0;
   #bytesOut = 0;
@@ -65,7 +67,8 @@ export class TargetConnections implements TargetConnectionEvents {
   onDialling(connection: TargetConnection): void {
     this.live.add(connection);
     const label = connection.service ?? ALLOW_LABEL;
-    this.dialled.set(label, (this.dialled.get(label) ?? 0) + 1);
+    if (connection.isCheck) this.checks.set(label, (this.checks.get(label) ?? 0) + 1);
+    else this.dialled.set(label, (this.dialled.get(label) ?? 0) + 1);
     this.#active.set(label, (this.#active.get(label) ?? 0) + 1);
   }
 

@@ -45,6 +45,7 @@ export interface ConnectionFacts {
   /** Server name and protocols that a TLS client asked for. Nothing is terminated. */
   readonly sni?: string | undefined;
   readonly alpn?: readonly string[] | undefined;
+  /** Undefined while none of several is chosen. */
   readonly target: string | undefined;
   readonly client: string | undefined;
   readonly agent: string | undefined;

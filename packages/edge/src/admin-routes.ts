@@ -9,6 +9,7 @@ import { z } from "zod";
 import type { Deployment } from "./deployment.ts";
 import type { Edge } from "./edge.ts";
 import { pairClient, type PairResult, rotateClient } from "./pairing.ts";
+import { ROUTE_STATES, type Route } from "./route.ts";
 
 const nameBody = z.strictObject({ name: z.string() });
 const stopBody = z.strictObject({ name: z.string(), drain: z.boolean().default(false) });
@@ -17,6 +18,15 @@ const revokeBody = z.strictObject({ client: z.string(), token: z.string().option
 const killBody = z.strictObject({ connection: z.string() });
 const testIpBody = z.strictObject({ filter: z.string(), address: z.string() });
 const connectionsBody = z.strictObject({ deployment: z.string().optional() });
+
+const targetsBody = z.strictObject({ deployment: z.string().optional() });
+const setTargetBody = z.strictObject({
+  deployment: z.string(),
+  target: z.string(),
+  client: z.string().optional(),
+  state: z.enum(ROUTE_STATES).optional(),
+  weight: z.int().min(0).max(1_000).optional(),
+});
 
 /** The most connections that one answer lists. */
 const MAX_LISTED = 10_000;
@@ -30,7 +40,7 @@ export function deploymentView(deployment: Deployment): Record<string, unknown> 
     startup: settings.startup,
     listener: settings.listener,
     listen: address === undefined ? undefined : `${bracket(address.address)}:${address.port}`,
-    target: settings.target,
+    target: settings.pool.targets.map(({ target }) => target).join(", "),
     via: settings.via,
     connections: deployment.connections.size,
     accepted: counters.accepted,
@@ -39,6 +49,35 @@ export function deploymentView(deployment: Deployment): Record<string, unknown> 
     bytesIn: bytes.in,
     bytesOut: bytes.out,
   };
+}
+
+function routeView(deployment: Deployment, route: Route): Record<string, unknown> {
+  const { pool } = deployment;
+  const nowMs = performance.now();
+  return {
+    deployment: deployment.name,
+    target: route.target,
+    client: route.client,
+    condition: pool.condition(route),
+    reason: route.checkedUp ? undefined : route.reason,
+    state: route.state,
+    weight: route.weight,
+    backup: route.settings.backup,
+    active: route.active,
+    maxConnections: route.settings.maxConnections,
+    connectErrors: route.counters.connectErrors,
+    checkFailures: route.counters.checkFailures,
+    sinceSeconds: Math.round((nowMs - route.changedAt) / 1_000),
+    ejectedForSeconds: route.isEjected(nowMs) ? Math.ceil((route.ejectedUntil - nowMs) / 1_000) : undefined,
+  };
+}
+
+function targetsView(deployments: Iterable<Deployment>): { targets: Record<string, unknown>[] } {
+  const targets = [];
+  for (const deployment of deployments) {
+    for (const route of deployment.pool.routes) targets.push(routeView(deployment, route));
+  }
+  return { targets };
 }
 
 function findDeployment(edge: Edge, name: string): Deployment {
@@ -143,6 +182,35 @@ export function adminRoutes(edge: Edge): AdminRoute[] {
         void deployment.stop(stopMode(edge, drain));
         await edge.startDeployment(deployment);
         return deploymentView(deployment);
+      },
+    },
+    {
+      method: "POST",
+      path: "/targets",
+      body: targetsBody,
+      handler: (body) => {
+        const { deployment } = targetsBody.parse(body);
+        return targetsView(deployment === undefined ? edge.deployments.values() : [findDeployment(edge, deployment)]);
+      },
+    },
+    {
+      method: "POST",
+      path: "/targets/set",
+      body: setTargetBody,
+      handler: (body) => {
+        const { deployment: name, target, client, state, weight } = setTargetBody.parse(body);
+        const deployment = findDeployment(edge, name);
+        const { pool } = deployment;
+        const routes = pool.find(target, client);
+        if (routes.length === 0) {
+          const through = client === undefined ? "" : ` through client ${client}`;
+          throw new Failure(ExitCode.usage, "target", `${target}${through} is not a target of deployment ${name}`);
+        }
+        for (const route of routes) {
+          if (state !== undefined) pool.setState(route, state);
+          if (weight !== undefined) pool.setWeight(route, weight);
+        }
+        return targetsView([deployment]);
       },
     },
     {

@@ -89,8 +89,8 @@ async function check({ config: path, json }: OutputOptions): Promise<void> {
   const plan = deploymentSettings(config).map((settings) => ({
     deployment: settings.name,
     listen: listenText(listeners.get(settings.listener)?.listen),
-    target: settings.target,
-    via: settings.via === undefined ? "direct" : `${settings.via.tunnel}/${settings.via.client}`,
+    target: settings.pool.targets.map(({ target }) => target).join(", "),
+    via: settings.via === undefined ? "direct" : `${settings.via.tunnel}/${settings.via.clients.join(",")}`,
     startup: settings.startup,
     filter: listeners.get(settings.listener)?.ipFilter ?? "none (all are allowed)",
   }));
@@ -121,6 +121,11 @@ async function throughEdgeOrDirectly<T>(
 async function ask(path: string, request: { method?: "GET" | "POST"; path: string; body?: object }): Promise<unknown> {
   const stateDir = loadStateDir(path, { schema: edgeConfigSchema, stateDir: edgeConfigSchema.shape.stateDir });
   return adminRequest({ stateDir, program: "sallyport-edge" }, { method: "GET", ...request });
+}
+
+function printTargets(answer: TargetsAnswer, json: boolean | undefined): void {
+  if (json) return printJson(answer);
+  printTable(answer.targets);
 }
 
 function printPairing({ line, client, tokenId }: PairResult): void {
@@ -277,6 +282,42 @@ for (const verb of ["start", "stop", "restart"] as const) {
   });
 }
 
+const target = cli.command("target").description("the targets of a deployment");
+const targetCommand = (usage: string, description: string) =>
+  target
+    .command(usage)
+    .description(description)
+    .option("--config <file>", "configuration file", DEFAULT_CONFIG)
+    .option("--json", "print JSON");
+targetCommand("list [deployment]", "targets, whether they are up, and what runs on them").action(
+  async (name: string | undefined, { config, json }: OutputOptions) => {
+    const body = name === undefined ? {} : { deployment: name };
+    printTargets((await ask(config, { method: "POST", path: "/targets", body })) as TargetsAnswer, json);
+  },
+);
+const stateMeanings = {
+  ready: "take new connections and be checked",
+  drain: "take no new connections; running ones go on",
+  maint: "take no new connections and be checked no more; running ones go on",
+};
+for (const [state, meaning] of Object.entries(stateMeanings)) {
+  targetCommand(`${state} <deployment> <target>`, meaning)
+    .option("--client <name>", "only by the way through this client")
+    .action(async (of: string, to: string, { config, json, client: by }: OutputOptions & { client?: string }) => {
+      const body = { deployment: of, target: to, state, ...(by === undefined ? {} : { client: by }) };
+      printTargets((await ask(config, { method: "POST", path: "/targets/set", body })) as TargetsAnswer, json);
+    });
+}
+targetCommand("weight <deployment> <target> <weight>", "change the share of connections; 0: none")
+  .option("--client <name>", "only by the way through this client")
+  .action(
+    async (of: string, to: string, text: string, { config, json, client: by }: OutputOptions & { client?: string }) => {
+      if (!/^[0-9]{1,4}$/.test(text)) throw new Failure(ExitCode.usage, "weight", "must be a number from 0 to 1000");
+      const body = { deployment: of, target: to, weight: Number(text), ...(by === undefined ? {} : { client: by }) };
+      printTargets((await ask(config, { method: "POST", path: "/targets/set", body })) as TargetsAnswer, json);
+    },
+  );
+
 command("test-ip <filter> <address>", "which rule of an IP filter decides over an address")
   .option("--json", "print JSON")
   .action(async (filter: string, address: string, { config, json }: OutputOptions) => {
@@ -304,6 +345,10 @@ command("reload", "read the configuration file again, as SIGHUP does")
       restartNeeded.length === 0 ? "reloaded\n" : `reloaded; restart needed for: ${restartNeeded.join(", ")}\n`,
     );
   });
+
+interface TargetsAnswer {
+  readonly targets: readonly object[];
+}
 
 interface ClientList {
   readonly clients: readonly {
@@ -347,14 +392,14 @@ function deploymentRow(view: object): Record<string, unknown> {
     bytesIn,
     bytesOut,
   } = view as Record<string, unknown>;
-  const through = via as { client: string } | undefined;
+  const through = via as { clients: readonly string[] } | undefined;
   return {
     deployment,
     state,
     ready,
     listen,
     target: to,
-    client: through?.client,
+    client: through?.clients.join(", "),
     connections,
     accepted,
     refused,

@@ -130,7 +130,11 @@ test.each([
   ["tunnel: dmz,", "tunnel: dmx,", "deployments.0.via.tunnel: no tunnel of this name in tunnels"],
   ["client: lan }", "client: wan }", "deployments.0.via.client: no client of this name in clients"],
   ["ipFilter: partners", "ipFilter: partner", "listeners.0.ipFilter: no IP filter of this name in ipFilters"],
-  ["via: { tunnel: dmz, client: lan }", "via: { tunnel: dmz }", "deployments.0.via.client: required"],
+  [
+    "via: { tunnel: dmz, client: lan }",
+    "via: { tunnel: dmz }",
+    "deployments.0.via: either client or clients must be given",
+  ],
   ["via: { tunnel: dmz, client: lan }", "via: { client: lan }", "deployments.0.via.tunnel: required"],
   [
     "    via: { tunnel: dmz, client: lan }\n",

@@ -28,6 +28,7 @@ import {
 } from "@sallyport/host";
 import { z } from "zod";
 import { admissionRules } from "./admission.ts";
+import { BALANCES } from "./balance.ts";
 import { detectorNames } from "./detectors.ts";
 
 const cidr = z
@@ -155,14 +156,111 @@ const listener = z.strictObject({
     .describe("How rules of admission are carried out on this listener."),
 });
 
+const targetName = () => z.string().min(1).max(300);
+
+/** Bytes as text: each character is the byte of its number, so that `"\\x00"` and `"\\r\\n"` of YAML mean what they say. */
+const bytes = () =>
+  z
+    .string()
+    .min(1)
+    .max(1_024)
+    .regex(/^[^\u0100-\uffff]*$/, "must hold characters up to \\xff only: each is one byte")
+    .transform((text) => Buffer.from(text, "latin1"));
+
+const poolTarget = z.strictObject({
+  target: targetName().describe("host:port, or with `via` the name of a service that the agent defines."),
+  weight: count({ min: 0, max: 1_000 })
+    .default(1)
+    .describe("The share of connections, relative to the other targets. 0: none."),
+  backup: z.boolean().default(false).describe("Serves only while no target that is not a backup can."),
+  maxConnections: count()
+    .optional()
+    .describe("Connections to the target at the same time, by all clients together. Left out: no limit of its own."),
+});
+
+const check = z.strictObject({
+  type: z
+    .enum(["tcp", "none"])
+    .default("tcp")
+    .describe("tcp: a TCP connection, by whoever dials, the agent or the edge itself. none: no checks."),
+  interval: duration({ min: "100ms", max: "1h" }).prefault("5s").describe("From the end of a check to the next."),
+  timeout: duration({ min: "10ms", max: "1m" })
+    .prefault("2s")
+    .describe("The longest time for connecting and for the expected answer."),
+  rise: count({ max: 100 }).default(2).describe("Checks that succeed in a row before a target that is down is up."),
+  fall: count({ max: 100 }).default(3).describe("Checks that fail in a row before a target that is up is down."),
+  jitter: z.number().min(0).max(100).default(10).describe("How far an interval strays from its length, in percent."),
+  send: bytes()
+    .optional()
+    .describe("Text that is sent when the target is connected; escapes such as \\r\\n in double quotes."),
+  expect: bytes()
+    .optional()
+    .describe("Text that must appear in the first 4,096 bytes of the target. Left out: being connected is enough."),
+});
+
+/** What `check: {}` says. */
+export const defaultCheck = check.parse({});
+
+const ejection = z.strictObject({
+  failures: count({ min: 0, max: 1_000 })
+    .default(5)
+    .describe("Connects that fail in a row before the target gets no connections for a while. 0: never."),
+  time: duration({ min: "100ms", max: "1h" })
+    .prefault("30s")
+    .describe("How long it gets none the first time; the second time twice as long, and so on."),
+  max: duration({ min: "100ms", max: "1d" }).prefault("5m").describe("The longest such time."),
+});
+
 const deployment = z.strictObject({
   name: name().describe("Name of the deployment."),
   listener: name().describe("Name of the listener; a listener has one deployment."),
-  target: z.string().min(1).max(300).describe("host:port, or with `via` the name of a service that the agent defines."),
+  target: targetName()
+    .optional()
+    .describe("host:port, or with `via` the name of a service that the agent defines. Either this or `targets`."),
+  targets: z
+    .array(poolTarget)
+    .min(1)
+    .max(100)
+    .optional()
+    .describe("Several targets, among which connections are divided."),
+  balance: z
+    .enum(BALANCES)
+    .default("roundRobin")
+    .describe(
+      "How: in turn; to the one with the fewest; by the partner's address; to the less loaded of two that are drawn; to the first that can.",
+    ),
+  retries: count({ min: 0, max: 10 })
+    .default(2)
+    .describe("How many other targets are tried when one cannot be connected."),
+  queue: z
+    .strictObject({
+      max: count({ min: 0 })
+        .default(0)
+        .describe("Connections that wait while every target has its `maxConnections`. 0: the next is reset at once."),
+      timeout: duration({ min: "10ms", max: "1h" })
+        .optional()
+        .describe("How long each waits. Left out: as long as `timeouts.connect`."),
+    })
+    .prefault({})
+    .describe("Waiting for a target."),
+  check: check
+    .optional()
+    .describe("Active checks. Left out: with the defaults where there are several targets or clients, else none."),
+  ejection: ejection.prefault({}).describe("A pause for targets that partners' connections do not reach."),
+  onDown: z
+    .enum(["keep", "close"])
+    .default("keep")
+    .describe("What happens to the connections of a target that checks mark down: they go on, or are reset."),
   via: z
     .strictObject({
       tunnel: name().describe("Name of the tunnel."),
-      client: name().describe("Name of the client whose agents serve it."),
+      client: name().optional().describe("Name of the client whose agents serve it. Either this or `clients`."),
+      clients: z
+        .array(name())
+        .min(1)
+        .max(16)
+        .optional()
+        .describe("Several clients, such as two sites: each target is reached by each of them."),
     })
     .optional()
     .describe("The way through an agent. Left out: the edge dials the target itself."),
@@ -302,7 +400,8 @@ export const edgeConfigSchema = z
       refuse(["detectors", "noFirstByte"], "no listener has limits.firstByteTimeout, so nothing would be counted");
     }
     const listenersInUse = new Map<string, number>();
-    for (const [at, { listener: of, via, target }] of config.deployments.entries()) {
+    for (const [at, entry] of config.deployments.entries()) {
+      const { listener: of, via } = entry;
       if (!names.listeners.has(of)) {
         refuse(["deployments", at, "listener"], "no listener of this name in listeners");
       }
@@ -317,13 +416,7 @@ export const edgeConfigSchema = z
       if (via !== undefined && !names.tunnels.has(via.tunnel)) {
         refuse(["deployments", at, "via", "tunnel"], "no tunnel of this name in tunnels");
       }
-      if (via !== undefined && !names.clients.has(via.client)) {
-        refuse(["deployments", at, "via", "client"], "no client of this name in clients");
-      }
-      const reason = targetFault(target, via !== undefined);
-      if (reason !== undefined) {
-        refuse(["deployments", at, "target"], reason);
-      }
+      refuseRoutes(entry, { clients: names.clients, refuse: (path, why) => refuse(["deployments", at, ...path], why) });
     }
     refuseSharedAddresses(config, refuse);
   })
@@ -335,6 +428,51 @@ export type EdgeConfig = z.output<typeof edgeConfigSchema>;
 /** Reads edge.yaml. @throws Failure 78 with `file:line:column` when it is wrong, 74 or 77 when it cannot be read */
 export function loadEdgeConfig(path: string): EdgeConfig {
   return loadConfigFile(path, edgeConfigSchema);
+}
+
+/** The clients of a deployment through agents; undefined when the edge dials itself. */
+export function clientsOf({ via }: EdgeConfig["deployments"][number]): readonly string[] | undefined {
+  return via === undefined ? undefined : (via.clients ?? (via.client === undefined ? [] : [via.client]));
+}
+
+/** The targets of a deployment, a single one as a pool of one. */
+export function targetsOf({
+  target,
+  targets,
+}: EdgeConfig["deployments"][number]): readonly z.output<typeof poolTarget>[] {
+  if (targets !== undefined) return targets;
+  return target === undefined ? [] : [{ target, weight: 1, backup: false }];
+}
+
+/** Targets and clients: one or several of each, each once, and such that they can be reached. */
+function refuseRoutes(
+  deployment: z.output<typeof edgeConfigSchema>["deployments"][number],
+  { clients, refuse }: { clients: ReadonlySet<string>; refuse: Refuse },
+): void {
+  const { target, targets, via } = deployment;
+  if ((target === undefined) === (targets === undefined)) refuse(["target"], "either target or targets must be given");
+  if (via !== undefined && (via.client === undefined) === (via.clients === undefined)) {
+    refuse(["via"], "either client or clients must be given");
+  }
+  if (via?.client !== undefined && !clients.has(via.client)) {
+    refuse(["via", "client"], "no client of this name in clients");
+  }
+  for (const [at, client] of (via?.clients ?? []).entries()) {
+    if (!clients.has(client)) refuse(["via", "clients", at], "no client of this name in clients");
+    if (via?.clients?.indexOf(client) !== at) refuse(["via", "clients", at], "this client is in the list already");
+  }
+  if (target !== undefined) {
+    const reason = targetFault(target, via !== undefined);
+    if (reason !== undefined) refuse(["target"], reason);
+  }
+  for (const [at, { target: one }] of (targets ?? []).entries()) {
+    const reason = targetFault(one, via !== undefined);
+    if (reason !== undefined) refuse(["targets", at, "target"], reason);
+    if (targets?.findIndex((other) => other.target === one) !== at) {
+      refuse(["targets", at, "target"], "this target is in the list already; give it a larger weight instead");
+    }
+  }
+  if (targets?.every(({ weight }) => weight === 0)) refuse(["targets"], "every target has weight 0: none would serve");
 }
 
 type Refuse = (path: readonly (string | number)[], message: string) => void;

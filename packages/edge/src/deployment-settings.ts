@@ -1,9 +1,11 @@
 /** From the configuration file, whose names refer to each other, to what listeners and deployments need. */
 import { admissionPolicy } from "./admission-settings.ts";
-import type { EdgeConfig } from "./config.ts";
+import { clientsOf, defaultCheck, type EdgeConfig, targetsOf } from "./config.ts";
 import type { DeploymentSettings } from "./deployment.ts";
+import type { CheckSettings } from "./health-checks.ts";
 import { IpFilter } from "./ip-filter.ts";
 import type { ListenerSettings } from "./listener.ts";
+import type { PoolSettings } from "./pool.ts";
 
 /** The filters by name, each built once, however many listeners name it. */
 export function ipFilters(config: EdgeConfig): Map<string, IpFilter> {
@@ -35,18 +37,49 @@ export function listenerSettings(config: EdgeConfig, filters: ReadonlyMap<string
 export function deploymentSettings(config: EdgeConfig): DeploymentSettings[] {
   return config.deployments.map((deployment) => {
     const timeouts = { ...config.timeouts, ...withoutUndefined(deployment.timeouts ?? {}) };
+    const clients = clientsOf(deployment);
     return {
       name: deployment.name,
       listener: deployment.listener,
-      target: deployment.target,
-      directTarget: deployment.via === undefined ? splitTarget(deployment.target) : undefined,
-      via: deployment.via,
+      pool: poolSettings(deployment),
       maxConnections: deployment.maxConnections,
+      via: deployment.via === undefined ? undefined : { tunnel: deployment.via.tunnel, clients: clients ?? [] },
+      retries: deployment.retries,
+      queue: { max: deployment.queue.max, timeoutMs: deployment.queue.timeout ?? timeouts.connect },
+      check: checkSettings(deployment),
+      onDown: deployment.onDown,
       startup: deployment.startup,
       hold: { timeoutMs: deployment.hold.timeout, max: deployment.hold.max },
       timeouts: { connectMs: timeouts.connect, idleMs: timeouts.idle, halfCloseMs: timeouts.halfClose },
     };
   });
+}
+
+type DeploymentConfig = EdgeConfig["deployments"][number];
+
+function poolSettings(deployment: DeploymentConfig): PoolSettings {
+  const { balance, ejection } = deployment;
+  return {
+    targets: targetsOf(deployment).map(({ target, weight, backup, maxConnections }) => ({
+      target,
+      weight,
+      backup,
+      maxConnections,
+      address: deployment.via === undefined ? splitTarget(target) : undefined,
+    })),
+    clients: clientsOf(deployment),
+    balance,
+    ejection: { failures: ejection.failures, timeMs: ejection.time, maxMs: ejection.max },
+  };
+}
+
+/** One target by one way is not checked unless it is asked for: there is nowhere else to go. */
+function checkSettings(deployment: DeploymentConfig): CheckSettings | undefined {
+  const routes = targetsOf(deployment).length * (clientsOf(deployment)?.length ?? 1);
+  if (deployment.check === undefined && routes < 2) return undefined;
+  const { type, interval, timeout, rise, fall, jitter, send, expect } = deployment.check ?? defaultCheck;
+  if (type === "none") return undefined;
+  return { intervalMs: interval, timeoutMs: timeout, rise, fall, jitter: jitter / 100, send, expect };
 }
 
 function splitTarget(target: string): { host: string; port: number } {

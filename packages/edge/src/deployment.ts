@@ -8,11 +8,16 @@ import { ResetCode } from "@sallyport/protocol";
 import type { Logger } from "pino";
 import type { ConnectionFacts, RecordWriter } from "./access-record.ts";
 import type { AgentSessions } from "./agent-sessions.ts";
+import type { CheckSlots } from "./check-slots.ts";
 import { ConnectionCount } from "./connection-count.ts";
 import type { Gatekeeper } from "./gatekeeper.ts";
+import { type CheckSettings, HealthChecks, type Probe } from "./health-checks.ts";
 import { HoldQueue, type HoldSettings } from "./hold-queue.ts";
 import type { Listener } from "./listener.ts";
 import type { PartnerConnection } from "./partner-connection.ts";
+import { Pool, type PoolSettings, type RouteChange } from "./pool.ts";
+import type { Route } from "./route.ts";
+import { probeDirectly, probeThroughAgent } from "./target-probe.ts";
 
 /** What listeners and deployments share; it outlives each of them. */
 export interface DeploymentContext {
@@ -20,6 +25,7 @@ export interface DeploymentContext {
   readonly sessions: AgentSessions;
   readonly resolver: Resolver;
   readonly records: RecordWriter;
+  readonly checkSlots: CheckSlots;
   readonly log: Logger;
 }
 
@@ -27,12 +33,17 @@ export interface DeploymentSettings {
   readonly name: string;
   /** Name of the listener on which its connections arrive. */
   readonly listener: string;
-  readonly target: string;
-  /** The target as an address to dial; of a direct deployment only. */
-  readonly directTarget: { readonly host: string; readonly port: number } | undefined;
-  readonly via: { readonly tunnel: string; readonly client: string } | undefined;
-  /** Connections to the target at the same time; undefined: no limit of its own. */
+  readonly pool: PoolSettings;
+  /** Connections of the deployment at the same time, whatever their targets; undefined: no limit of its own. */
   readonly maxConnections: number | undefined;
+  /** The way through agents; undefined: the edge dials itself. The clients are those of `pool`. */
+  readonly via: { readonly tunnel: string; readonly clients: readonly string[] } | undefined;
+  /** Other routes that are tried when one fails. */
+  readonly retries: number;
+  /** Waiting for a target that is full. */
+  readonly queue: HoldSettings;
+  readonly check: CheckSettings | undefined;
+  readonly onDown: "keep" | "close";
   readonly startup: "auto" | "manual";
   readonly hold: HoldSettings;
   readonly timeouts: { readonly connectMs: number; readonly idleMs: number; readonly halfCloseMs: number };
@@ -51,7 +62,13 @@ export class Deployment {
   readonly counters = { accepted: 0, bytesIn: 0, bytesOut: 0 };
   /** Of its connections, against the limit of its target. */
   readonly count: ConnectionCount;
+  /** Those that wait for an agent. */
   readonly holdQueue: HoldQueue;
+  /** Those that wait because every target is full. */
+  readonly targetQueue: HoldQueue;
+  /** Connections keep the one that they began with. */
+  #pool: Pool;
+  #checks: HealthChecks;
   #listener: Listener;
   #drainTimer: NodeJS.Timeout | undefined;
   #onDrained: (() => void)[] = [];
@@ -63,6 +80,9 @@ export class Deployment {
     this.count = new ConnectionCount(settings.maxConnections);
     this.holdQueue = new HoldQueue(settings.hold);
     this.#listener = listener;
+    this.targetQueue = new HoldQueue(settings.queue);
+    this.#pool = this.#makePool(settings);
+    this.#checks = this.#makeChecks();
   }
 
   get state(): DeploymentState {
@@ -80,16 +100,35 @@ export class Deployment {
     return this.state === "running" ? this.#listener.address : undefined;
   }
 
-  /** Running, and an agent is there if one is needed: a connection that came now would be served. */
-  get ready(): boolean {
-    const { via } = this.settings;
-    return this.state === "running" && (via === undefined || this.context.sessions.pick(via) !== undefined);
+  get pool(): Pool {
+    return this.#pool;
   }
 
-  /** Serves connections that wait for an agent, if there is one now. */
-  serveHeld(): void {
+  /** Running, and a target is up with an agent if one is needed: a connection that came now would be served. */
+  get ready(): boolean {
+    return this.state === "running" && this.#pool.available;
+  }
+
+  /** What is missing when no route is available, for people. */
+  get whyNoRoute(): string {
     const { via } = this.settings;
-    if (via !== undefined) this.holdQueue.serve(() => this.context.sessions.pick(via) !== undefined);
+    const conditions = this.#pool.routes.map((route) => ({ route, condition: this.#pool.condition(route) }));
+    if (via !== undefined && conditions.every(({ condition }) => condition === "no agent")) {
+      return `no agent of client ${via.clients.join(" or ")} is connected at tunnel ${via.tunnel}`;
+    }
+    const each = conditions.map(({ route, condition }) => {
+      const through = route.client === undefined ? "" : ` through ${route.client}`;
+      const why = condition === "down" && route.reason !== undefined ? ` (${route.reason})` : "";
+      return `${route.target}${through} ${condition}${why}`;
+    });
+    return `no target is available: ${each.join(", ")}`;
+  }
+
+  /** Serves connections that wait for an agent or for room at a target, as far as there is one now. */
+  serveWaiting(): void {
+    const pool = this.#pool;
+    if (this.holdQueue.size > 0) this.holdQueue.serve(() => pool.available);
+    if (this.targetQueue.size > 0) this.targetQueue.serve(() => pool.hasRoom);
   }
 
   /** Bytes of all connections so far, the live ones included. */
@@ -115,11 +154,14 @@ export class Deployment {
     this.settings = settings;
     this.holdQueue.settings = settings.hold;
     this.count.max = settings.maxConnections;
+    this.targetQueue.settings = settings.queue;
     this.#listener = listener;
+    this.#updatePool(settings);
   }
 
   /** Called when its listener takes connections for it. */
   started(): void {
+    this.updateChecks();
     clearTimeout(this.#drainTimer);
     for (const resolve of this.#onDrained.splice(0)) resolve();
     const { address, port } = this.#listener.address ?? {};
@@ -138,7 +180,9 @@ export class Deployment {
       this.#listener.stop(this, mode.type === "cut" ? ResetCode.killed : ResetCode.shutdown);
       this.context.log.info({ deployment: this.name, mode: mode.type }, "deployment stopped");
     }
+    this.#checks.update(undefined);
     this.holdQueue.clear();
+    this.targetQueue.clear();
     if (mode.type === "cut") {
       this.cut(ResetCode.killed);
       return;
@@ -152,6 +196,74 @@ export class Deployment {
   /** Resets every connection. */
   cut(code: typeof ResetCode.killed | typeof ResetCode.shutdown): void {
     for (const connection of this.connections) connection.abort(code);
+  }
+
+  /** A deployment that dials itself and one that goes through agents have no route in common. */
+  #updatePool(settings: DeploymentSettings): void {
+    const isTunnelled = settings.pool.clients !== undefined;
+    if (isTunnelled === (this.#pool.settings.clients !== undefined)) {
+      this.#pool.update(settings.pool);
+    } else {
+      this.#checks.update(undefined);
+      this.#pool = this.#makePool(settings);
+      this.#checks = this.#makeChecks();
+    }
+    this.serveWaiting();
+  }
+
+  /** Checks its targets if it runs, as its settings say, and no others. */
+  updateChecks(): void {
+    this.#checks.update(this.state === "running" ? this.settings.check : undefined);
+  }
+
+  #makePool(settings: DeploymentSettings): Pool {
+    return new Pool(settings.pool, {
+      isConnected: (client) => {
+        const { via } = this.settings;
+        return via !== undefined && this.context.sessions.pick({ tunnel: via.tunnel, client }) !== undefined;
+      },
+      onChange: (change) => this.#routeChanged(change),
+    });
+  }
+
+  #makeChecks(): HealthChecks {
+    const { sessions, resolver, checkSlots: slots } = this.context;
+    const probe: Probe = (route, settings, signal) => {
+      const { client, target } = route;
+      const { address } = route.settings;
+      if (address !== undefined) return probeDirectly({ ...address, resolver }, settings, signal);
+      const via = { tunnel: this.settings.via?.tunnel ?? "", client: client ?? "" };
+      return probeThroughAgent({ sessions, via, target, deployment: this.name }, settings, signal);
+    };
+    return new HealthChecks({ pool: this.#pool, probe, slots });
+  }
+
+  #routeChanged(change: RouteChange): void {
+    const { log } = this.context;
+    const { route } = change;
+    const facts = { deployment: this.name, target: route.target, client: route.client };
+    switch (change.type) {
+      case "up":
+        log.info(facts, "target up");
+        break;
+      case "down":
+        log.warn({ ...facts, reason: change.reason, active: route.active }, "target down");
+        if (this.settings.onDown === "close") this.#closeConnectionsOf(route);
+        break;
+      case "ejected":
+        log.warn({ ...facts, reason: "connects failed in a row", pauseMs: change.pauseMs }, "target ejected");
+        break;
+      case "state":
+        log.info({ ...facts, state: route.state, weight: route.weight }, "target set");
+        break;
+    }
+    this.serveWaiting();
+  }
+
+  #closeConnectionsOf(route: Route): void {
+    for (const connection of this.connections) {
+      if (connection.targetRoute === route) connection.abort(ResetCode.targetDown);
+    }
   }
 
   /** Called by a connection when it is over. */

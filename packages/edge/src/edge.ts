@@ -32,6 +32,7 @@ import { AgentSessions } from "./agent-sessions.ts";
 import { BanStore } from "./ban-store.ts";
 import { loadTunnelCertificate } from "./certificate.ts";
 import { ClientStore } from "./client-store.ts";
+import { CheckSlots } from "./check-slots.ts";
 import { type EdgeConfig, loadEdgeConfig } from "./config.ts";
 import { Deployment, type DeploymentContext, type DeploymentSettings } from "./deployment.ts";
 import { deploymentSettings, ipFilters, listenerSettings } from "./deployment-settings.ts";
@@ -43,6 +44,9 @@ import { Listener, type ListenerSettings } from "./listener.ts";
 import type { ListeningSocket } from "./listening-socket.ts";
 import { registerEdgeMetrics } from "./metrics.ts";
 import type { PartnerConnection } from "./partner-connection.ts";
+
+/** Checks of targets at once; each is one dial, or one stream. */
+const MAX_CHECKS = 64;
 
 /** Keys that are read at start only; a reload that changes them says so. */
 const RESTART_KEYS = ["name", "stateDir", "accessLog", "metrics", "heartbeat", "resumeTimeout"] as const;
@@ -103,7 +107,7 @@ export class Edge {
       heartbeatTimeoutMs: config.heartbeat.timeout,
       resumeTimeoutMs: config.resumeTimeout,
       onChange: () => {
-        for (const deployment of this.deployments.values()) deployment.serveHeld();
+        for (const deployment of this.deployments.values()) deployment.serveWaiting();
       },
       maxConnections: () => this.config.limits.maxConnections,
       onViolation: (remoteAddress) => {
@@ -121,6 +125,7 @@ export class Edge {
       sessions: this.sessions,
       resolver: new Resolver(),
       records: new RecordWriter(options.log),
+      checkSlots: new CheckSlots(MAX_CHECKS),
       log: options.log,
     };
     registerEdgeMetrics(this.#registry, this);
@@ -214,11 +219,7 @@ export class Edge {
     for (const deployment of this.deployments.values()) {
       if (deployment.settings.startup === "manual" && deployment.state === "stopped") continue;
       if (deployment.state !== "running") reasons.push(`deployment ${deployment.name} does not listen`);
-      else if (!deployment.ready) {
-        reasons.push(
-          `deployment ${deployment.name}: no agent of client ${deployment.settings.via?.client} is connected at tunnel ${deployment.settings.via?.tunnel}`,
-        );
-      }
+      else if (!deployment.ready) reasons.push(`deployment ${deployment.name}: ${deployment.whyNoRoute}`);
     }
     return reasons;
   }
@@ -483,6 +484,7 @@ export class Edge {
       listener.adopt({ settings: listener.settings, deployments: [], serving: [], socket: undefined });
     }
     for (const deployment of started) deployment.started();
+    for (const deployment of adopted) deployment.updateChecks();
   }
 
   /** The deployment of this name with the settings of a reload, or a new one. */

@@ -4,6 +4,7 @@
  */
 import { Counter, Gauge, type Registry } from "prom-client";
 import type { Edge } from "./edge.ts";
+import { registerTargetMetrics } from "./target-metrics.ts";
 
 export function registerEdgeMetrics(registry: Registry, edge: Edge): void {
   const registers = [registry];
@@ -84,6 +85,7 @@ export function registerEdgeMetrics(registry: Registry, edge: Edge): void {
       }
     },
   });
+  registerTargetMetrics(registry, edge);
   new Gauge({
     name: "edge_deployment_running",
     help: "1 while the deployment listens.",

@@ -5,27 +5,23 @@
  * A refused source is closed at once: it causes no frame and no dial.
  */
 import type { Socket } from "node:net";
-import {
-  DialError,
-  type DialErrorReason,
-  dial,
-  formatIpAddress,
-  type IpAddress,
-  parsePeerAddress,
-} from "@sallyport/host";
+import { formatIpAddress, type IpAddress, parsePeerAddress } from "@sallyport/host";
 import { ResetCode } from "@sallyport/protocol";
-import { Ended, type Ending, endingOf, Splice } from "@sallyport/tunnel";
+import { type Ending, endingOf, Splice } from "@sallyport/tunnel";
 import type { ConnectionFacts } from "./access-record.ts";
-import type { Via } from "./agent-sessions.ts";
 import type { AdmissionRefusal, Admitted, Denial, OnDeny } from "./admission.ts";
+import type { Connected } from "./attempt.ts";
 import { nextConnectionId } from "./connection-id.ts";
 import type { Deployment, DeploymentSettings } from "./deployment.ts";
+import type { EarlyAccount } from "./early-bytes.ts";
 import { awaitFirstByte } from "./first-byte.ts";
 import type { Conduct } from "./gatekeeper.ts";
-import type { Held } from "./hold-queue.ts";
 import type { Listener } from "./listener.ts";
 import { pacedSocket } from "./paced-socket.ts";
 import { Relay } from "./relay.ts";
+import type { Route } from "./route.ts";
+import { Routing } from "./routing.ts";
+import { DEFAULT_SOURCE_PREFIXES, sourceKey } from "./source-key.ts";
 
 /** What a refusal at admission is called in records and metrics. */
 export type Refusal = AdmissionRefusal | "notRunning";
@@ -53,27 +49,10 @@ const forbiddenNow: Record<"ban" | "ipFilter", Ending> = {
 };
 const tooOld: Ending = { code: "PD", reason: "longest duration reached" };
 
-const dialEndings: Record<DialErrorReason, Ending> = {
-  refused: Ended.targetRefused,
-  timeout: Ended.targetTimeout,
-  unreachable: Ended.targetUnreachable,
-  name_not_found: Ended.nameNotFound,
-  name_timeout: { code: "sC", reason: "target name not resolved in time" },
-  forbidden: Ended.forbidden,
-  reset: Ended.targetReset,
-  resource: Ended.resource,
-  cancelled: Ended.partnerGone,
-  other: Ended.targetUnreachable,
-};
-
-/** An agent's own connect timeout answers with a better reason than ours can give; ours waits this much longer. */
-const AGENT_GRACE_MS = 1_000;
-
 type Way =
   | { readonly type: "none" }
-  /** No agent is there; the connection waits for one. */
-  | { readonly type: "held"; readonly held: Held }
-  | { readonly type: "dialling"; readonly controller: AbortController }
+  /** The target is not connected yet. */
+  | { readonly type: "routing"; readonly routing: Routing }
   | { readonly type: "relay"; readonly relay: Relay }
   | { readonly type: "splice"; readonly splice: Splice };
 
@@ -87,15 +66,13 @@ export class PartnerConnection {
   readonly #start = performance.now();
   readonly #partner: string;
   readonly #local: string;
+  /** What `ipHash` goes by. */
+  #source = "";
   #admitted: Admitted | undefined;
   #way: Way = { type: "none" };
-  #client: string | undefined;
-  #agent: string | undefined;
-  #address: string | undefined;
+  #routing: Routing | undefined;
   #dialLocal: string | undefined;
-  #openedAt: number | undefined;
   #connectedAt: number | undefined;
-  #connectTimer: NodeJS.Timeout | undefined;
   /** Records that were written in between. */
   #records = 0;
   /** Those of the guards: the longest duration, and the look at a slow one. */
@@ -143,7 +120,7 @@ export class PartnerConnection {
   get bytesIn(): number {
     const way = this.#way;
     if (way.type === "splice") return way.splice.bytesFromSocket;
-    return way.type === "relay" ? way.relay.bytesFromPartner : 0;
+    return way.type === "relay" ? way.relay.bytesFromPartner : (this.#routing?.bytesIn ?? 0);
   }
 
   get bytesOut(): number {
@@ -155,6 +132,7 @@ export class PartnerConnection {
   get facts(): ConnectionFacts {
     const way = this.#way;
     const admitted = this.#admitted;
+    const routing = this.#routing;
     let firstByteAt: number | undefined;
     if (way.type === "splice") firstByteAt = way.splice.firstByteToSocketAt;
     else if (way.type === "relay") firstByteAt = way.relay.firstByteToPartnerAt;
@@ -167,15 +145,19 @@ export class PartnerConnection {
       local: this.#local,
       listener: this.listener.name,
       deployment: (this.#route?.deployment ?? this.listener.onlyDeployment)?.name,
-      target: (this.#route ?? this.listener.onlyDeployment)?.settings.target,
-      client: this.#client,
-      agent: this.#agent,
-      address: this.#address,
+      target:
+        routing?.route?.target ?? only((this.#route ?? this.listener.onlyDeployment)?.settings.pool.targets)?.target,
+      client: routing?.route?.client ?? only(this.#route?.settings.via?.clients),
+      agent: routing?.agent,
+      address: routing?.address,
       dialLocal: this.#dialLocal,
       bytesIn: this.bytesIn,
       bytesOut: this.bytesOut,
-      queueMs: since(this.#openedAt, this.#start),
-      connectMs: since(this.#connectedAt, this.#openedAt),
+      attempts: routing?.attempts === 0 ? undefined : routing?.attempts,
+      redispatched: routing?.redispatched === true ? true : undefined,
+      queuePosition: routing?.queuePosition,
+      queueMs: since(routing?.openedAt, this.#start),
+      connectMs: since(this.#connectedAt, routing?.openedAt),
       firstByteMs: since(firstByteAt, this.#start),
       totalMs: round(performance.now() - this.#start),
       rule: this.#rule,
@@ -192,8 +174,13 @@ export class PartnerConnection {
     return { ...this.facts, sequence: this.#records };
   }
 
-  /** Resets both sides; the record says `killed by operator` or `shutdown`. */
-  abort(code: typeof ResetCode.killed | typeof ResetCode.shutdown): void {
+  /** The route that it is on, or tries. */
+  get targetRoute(): Route | undefined {
+    return this.#routing?.route;
+  }
+
+  /** Resets both sides; the record says `killed by operator`, `shutdown` or `target marked down`. */
+  abort(code: typeof ResetCode.killed | typeof ResetCode.shutdown | typeof ResetCode.targetDown): void {
     if (this.#ended) return;
     const way = this.#way;
     switch (way.type) {
@@ -203,13 +190,10 @@ export class PartnerConnection {
       case "relay":
         way.relay.abort(code);
         return;
-      case "held":
-      case "dialling":
+      case "routing":
       case "none":
-        if (way.type === "held") this.deployment.holdQueue.remove(way.held);
-        this.#finish(endingOf({ type: "aborted", code }, { side: "edge", connected: false }));
-        this.#socket.resetAndDestroy();
-        if (way.type === "dialling") way.controller.abort();
+        if (way.type === "routing") way.routing.cancel(code);
+        this.#giveUp(endingOf({ type: "aborted", code }, { side: "edge", connected: false }));
         return;
     }
   }
@@ -235,6 +219,7 @@ export class PartnerConnection {
     const admitted = listener.context.gatekeeper.admit(address, listener.door);
     if (admitted.type === "denial") return this.#refuse(admitted.reason, admitted);
     this.#admitted = admitted;
+    this.#source = sourceKey(address, DEFAULT_SOURCE_PREFIXES);
     const pace = listener.pace();
     if (pace !== undefined) this.#socket = pacedSocket(this.#socket, pace);
     this.#guard(admitted);
@@ -344,118 +329,58 @@ export class PartnerConnection {
     deployment.connections.add(this);
     deployment.count.take();
     deployment.counters.accepted += 1;
-    if (settings.via === undefined) this.#dial(settings.target);
-    else this.#open(settings.via, settings.target);
+    const routing = new Routing({
+      connection: this.id,
+      deployment,
+      settings,
+      socket: this.#socket,
+      partner: this.#partner,
+      source: this.#source,
+      onConnected: (connected, early) => this.#join(connected, early),
+      onFailed: (ending) => this.#giveUp(ending),
+    });
+    this.#routing = routing;
+    this.#way = { type: "routing", routing };
+    routing.start();
   }
 
-  // ── through an agent ──
-
-  #open(via: Via, target: string): void {
-    const settings = this.#settings;
-    const { context } = this.deployment;
-    this.#client = via.client;
-    const opened = context.sessions.open(
-      via,
-      { connection: this.id, target, deployment: this.deployment.name, partner: this.#partner },
-      (stream, session) => {
-        this.#agent = session.agent;
-        const splice = new Splice(this.#socket, stream, {
-          idleTimeoutMs: settings.timeouts.idleMs,
-          halfCloseTimeoutMs: settings.timeouts.halfCloseMs,
-          onAccept: (address) => {
-            clearTimeout(this.#connectTimer);
-            this.#address = address;
-            this.#connectedAt = performance.now();
-          },
-          onEnd: (end) => this.#finish(endingOf(end, { side: "edge", connected: this.#connectedAt !== undefined })),
+  /** Joins partner and target, through the tunnel or directly. */
+  #join(connected: Connected, early: EarlyAccount | undefined): void {
+    const { idleMs: idleTimeoutMs, halfCloseMs: halfCloseTimeoutMs } = this.#settings.timeouts;
+    this.#connectedAt = performance.now();
+    switch (connected.type) {
+      case "tunnel": {
+        const splice = new Splice(this.#socket, connected.stream, {
+          idleTimeoutMs,
+          halfCloseTimeoutMs,
+          ...(early === undefined ? {} : { before: early }),
+          onEnd: (end) => this.#finish(endingOf(end, { side: "edge", connected: true })),
         });
         this.#way = { type: "splice", splice };
-        return splice;
-      },
-    );
-    if (typeof opened === "string") {
-      if (opened === "streamLimit") this.#giveUp(Ended.limit);
-      else this.#hold(via, target);
-      return;
+        connected.stream.handOver(splice);
+        splice.start();
+        return;
+      }
+      case "direct": {
+        const { socket: target } = connected;
+        this.#dialLocal = `${bracket(plain(target.localAddress))}:${target.localPort ?? 0}`;
+        const relay = new Relay({
+          partner: this.#socket,
+          target,
+          idleTimeoutMs,
+          halfCloseTimeoutMs,
+          onEnd: (ending) => this.#finish(ending),
+        });
+        this.#way = { type: "relay", relay };
+        return;
+      }
     }
-    this.#openedAt = performance.now();
-    if (this.#way.type !== "splice" || this.#ended) return;
-    const { splice } = this.#way;
-    if (settings.timeouts.connectMs > 0) {
-      this.#connectTimer = setTimeout(() => {
-        this.#forced = Ended.targetTimeout;
-        splice.abort(ResetCode.targetTimeout);
-      }, settings.timeouts.connectMs + AGENT_GRACE_MS);
-    }
-    splice.start();
-  }
-
-  #hold(via: Via, target: string): void {
-    const held: Held = {
-      serve: () => {
-        this.#way = { type: "none" };
-        this.#open(via, target);
-      },
-      expire: () => this.#giveUp(Ended.noAgentInTime),
-    };
-    const refusal = this.deployment.holdQueue.add(held);
-    if (refusal === undefined) this.#way = { type: "held", held };
-    else this.#giveUp(refusal === "full" ? Ended.holdFull : Ended.noAgent);
   }
 
   /** Ends a connection that was never connected. */
   #giveUp(ending: Ending): void {
     this.#finish(ending);
     this.#socket.resetAndDestroy();
-  }
-
-  // ── directly ──
-
-  #dial(target: string): void {
-    const settings = this.#settings;
-    const { context } = this.deployment;
-    const controller = new AbortController();
-    this.#way = { type: "dialling", controller };
-    this.#openedAt = performance.now();
-    // A partner that leaves while the target is dialled ends the dial; FIN is not leaving, its reply may be awaited.
-    const onGone = () => {
-      this.#finish(Ended.partnerGone);
-      controller.abort();
-    };
-    this.#socket.once("close", onGone);
-    const { host, port } = settings.directTarget ?? { host: target, port: 0 };
-    dial({
-      host,
-      port,
-      timeoutMs: settings.timeouts.connectMs,
-      resolver: context.resolver,
-      signal: controller.signal,
-    }).then(
-      ({ socket, address }) => {
-        this.#socket.removeListener("close", onGone);
-        if (this.#ended) {
-          socket.destroy();
-          return;
-        }
-        this.#address = `${bracket(address)}:${port}`;
-        this.#dialLocal = `${bracket(plain(socket.localAddress))}:${socket.localPort ?? 0}`;
-        this.#connectedAt = performance.now();
-        const relay = new Relay({
-          partner: this.#socket,
-          target: socket,
-          idleTimeoutMs: settings.timeouts.idleMs,
-          halfCloseTimeoutMs: settings.timeouts.halfCloseMs,
-          onEnd: (ending) => this.#finish(ending),
-        });
-        this.#way = { type: "relay", relay };
-      },
-      (error: unknown) => {
-        this.#socket.removeListener("close", onGone);
-        if (!(error instanceof DialError)) throw error;
-        this.#address = error.address;
-        this.#giveUp(dialEndings[error.reason]);
-      },
-    );
   }
 
   /** Before it is taken out of the counts. */
@@ -469,6 +394,7 @@ export class PartnerConnection {
         edge: listener.context.gatekeeper.admission.active,
         listener: listener.door.active,
         deployment: (this.#route?.deployment ?? listener.onlyDeployment)?.connections.size,
+        target: this.targetRoute?.active,
       },
     };
   }
@@ -476,12 +402,12 @@ export class PartnerConnection {
   #finish(ending: Ending): void {
     if (this.#ended) return;
     this.#ended = true;
-    clearTimeout(this.#connectTimer);
     this.#clearGuards();
     const facts = this.#factsAtEnd;
     const told = this.#forced ?? ending;
     this.listener.undecided.delete(this);
     this.#route?.deployment.ended(this, facts);
+    this.#routing?.release();
     this.listener.context.records.ended(facts, told);
     if (this.#admitted !== undefined) {
       this.listener.context.gatekeeper.leave(this.#admitted, {
@@ -497,6 +423,11 @@ export class PartnerConnection {
 function conductOf({ code }: Ending): Conduct["by"] {
   if (code === "CC" || code === "CD") return "partnerReset";
   return code === "--" || code === "CA" ? "finished" : "other";
+}
+
+/** The one entry of a list of one. */
+function only<T>(list: readonly T[] | undefined): T | undefined {
+  return list?.length === 1 ? list[0] : undefined;
 }
 
 function round(ms: number): number {

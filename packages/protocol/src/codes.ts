@@ -43,6 +43,8 @@ export const ResetCode = {
   resource: 16,
   /** The partner went away before the target was connected. */
   cancelled: 17,
+  /** The edge has marked the target down and does not want connections on it to linger. */
+  targetDown: 18,
 } as const;
 export type ResetCode = (typeof ResetCode)[keyof typeof ResetCode];
 export type ResetReason = keyof typeof ResetCode;

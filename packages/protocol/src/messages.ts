@@ -51,6 +51,9 @@ const welcomeSchema = z.strictObject({
   resumeTimeoutMs: uint(86_400_000),
 });
 
+/** `partner` of an OPEN that no partner is behind: the edge asks whether the target can be reached. */
+export const CHECK_PARTNER = "check";
+
 const openSchema = z.strictObject({
   stream: streamId,
   /** Connection id of the partner's connection, the same in the records of both ends. */
@@ -58,7 +61,7 @@ const openSchema = z.strictObject({
   /** A service of the agent, or `host:port`. Only the agent's own file decides what it means and whether it is dialled. */
   target: text(300).min(1),
   deployment: name,
-  /** Address of the partner as `address:port`; the edge's claim, for the agent's records only. */
+  /** Address of the partner as `address:port`, or `CHECK_PARTNER`; the edge's claim, for the agent's records only. */
   partner: text(64),
   /** Credit of the agent towards the edge, in bytes from offset 0. */
   limit: offset,

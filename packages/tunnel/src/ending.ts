@@ -4,8 +4,8 @@
  *
  * First letter, who or what ended it: `-` normal, `C` the partner aborted, `S` the target aborted or refused, `c` and
  * `s` a timeout while waiting for the partner or the target, `P` a rule of ours, `R` a limit or a lack of resources,
- * `K` an operator, `D` no agent to reach the target, `L` our own shutdown, `I` a bug or a violation.
- * Second letter, in which phase: `-` after the end, `A` at admission, `Q` while waiting for an agent, `C` while connecting, `D` while bytes flowed,
+ * `K` an operator, `D` no agent to reach the target, or the target marked down, `L` our own shutdown, `I` a bug or a violation.
+ * Second letter, in which phase: `-` after the end, `A` at admission, `Q` while waiting for an agent or a target, `C` while connecting, `D` while bytes flowed,
  * `L` after the target had sent its last byte, `X` in the tunnel.
  */
 import { type ResetReason, resetReason } from "@sallyport/protocol";
@@ -26,6 +26,12 @@ export const Ended = {
   targetUnreachable: { code: "SC", reason: "target unreachable" },
   targetTimeout: { code: "sC", reason: "connect timeout" },
   nameNotFound: { code: "SC", reason: "target name not found" },
+  nameTimeout: { code: "sC", reason: "target name not resolved in time" },
+  noTarget: { code: "SC", reason: "no target is available" },
+  targetDown: { code: "DD", reason: "target marked down" },
+  targetsFull: { code: "RQ", reason: "connection limit of the target" },
+  targetQueueFull: { code: "RQ", reason: "too many connections wait for a target" },
+  noTargetInTime: { code: "sQ", reason: "no target had room in time" },
   forbidden: { code: "PC", reason: "target not allowed by the agent" },
   limit: { code: "RC", reason: "limit of the agent" },
   resource: { code: "RC", reason: "out of resources" },
@@ -65,6 +71,7 @@ function endingOfReset(reason: ResetReason, options: { sender: "edge" | "agent";
     case "killed":
     case "shutdown":
     case "sessionLost":
+    case "targetDown":
       return Ended[reason];
     case "cancelled":
       return Ended.partnerGone;

@@ -41,8 +41,13 @@ export interface SpliceOptions {
   readonly idleTimeoutMs: number;
   /** The same once one direction has ended; 0: `idleTimeoutMs` goes on to hold. */
   readonly halfCloseTimeoutMs: number;
-  /** Edge: the agent has connected the target. */
-  readonly onAccept?: (address: string) => void;
+  /** What was read from the socket and written to the stream before. */
+  readonly before?: {
+    readonly bytes: number;
+    readonly firstByteAt: number | undefined;
+    /** Calls `listener` once, when the peer of the socket has ended its direction: at once if it has already. */
+    readonly onceEnded: (listener: () => void) => void;
+  };
   /** Called once, when the stream is settled and the socket is closed or being closed. */
   readonly onEnd: (end: SpliceEnd) => void;
 }
@@ -84,8 +89,12 @@ export class Splice implements StreamHandler {
       },
     });
     this.#writer = new SocketWriter(socket, this.#onWritten);
+    const { before } = options;
+    this.bytesFromSocket = before?.bytes ?? 0;
+    this.firstByteFromSocketAt = before?.firstByteAt;
     readSocket(socket, this.#onSocketData);
-    onConfirmedEnd(socket, this.#onSocketEnd);
+    if (before === undefined) onConfirmedEnd(socket, this.#onSocketEnd);
+    else before.onceEnded(this.#onSocketEnd);
     socket.on("finish", this.#onSocketFinish);
     socket.on("error", this.#onSocketError);
     socket.on("close", this.#onSocketClose);
@@ -128,8 +137,8 @@ export class Splice implements StreamHandler {
 
   // ── stream → socket ──
 
-  onAccept(address: string): void {
-    this.#options.onAccept?.(address);
+  onAccept(): void {
+    // The target is connected before there is a splice.
   }
 
   onData(bytes: Uint8Array): void {

@@ -1,0 +1,83 @@
+/** A try through an agent: OPEN, with the partner's first bytes behind it, until ACCEPT or RESET. */
+import { type OpenRequest, ResetCode, resetReason } from "@sallyport/protocol";
+import { Ended, endingOf, type StreamHandler, type TunnelStream } from "@sallyport/tunnel";
+import type { AgentSessions, Via } from "./agent-sessions.ts";
+import { type Attempt, type AttemptEvents, resetBlame } from "./attempt.ts";
+import type { EarlyBytes } from "./early-bytes.ts";
+
+/** An agent's own connect timeout answers with a better reason than ours can give; ours waits this much longer. */
+const AGENT_GRACE_MS = 1_000;
+
+export interface TunnelAttemptOptions {
+  readonly sessions: AgentSessions;
+  readonly via: Via;
+  readonly request: OpenRequest;
+  readonly early: EarlyBytes;
+  /** 0: the agent's own holds alone. */
+  readonly connectTimeoutMs: number;
+  readonly events: AttemptEvents & { onOpened(agent: string): void };
+}
+
+export class TunnelAttempt implements Attempt, StreamHandler {
+  readonly #options: TunnelAttemptOptions;
+  #stream: TunnelStream | undefined;
+  #timer: NodeJS.Timeout | undefined;
+
+  constructor(options: TunnelAttemptOptions) {
+    this.#options = options;
+  }
+
+  start(): void {
+    const { sessions, via, request, early, connectTimeoutMs, events } = this.#options;
+    const opened = sessions.open(via, request, (_, session) => {
+      events.onOpened(session.agent);
+      return this;
+    });
+    if (typeof opened === "string") {
+      events.onFailed({ ending: opened === "streamLimit" ? Ended.limit : Ended.noAgent, blame: "way" });
+      return;
+    }
+    this.#stream = opened;
+    if (connectTimeoutMs > 0) this.#timer = setTimeout(() => this.#timeOut(opened), connectTimeoutMs + AGENT_GRACE_MS);
+    early.flowTo(opened);
+  }
+
+  cancel(code: ResetCode): void {
+    clearTimeout(this.#timer);
+    this.#stream?.reset(code);
+    this.#stream = undefined;
+    this.#options.early.hold();
+  }
+
+  onAccept(address: string): void {
+    clearTimeout(this.#timer);
+    const stream = this.#stream;
+    if (stream !== undefined) this.#options.events.onConnected({ type: "tunnel", stream, address });
+  }
+
+  onWritable(): void {
+    this.#options.early.resume();
+  }
+
+  onReset(code: number, by: "peer" | "session"): void {
+    clearTimeout(this.#timer);
+    this.#stream = undefined;
+    this.#options.early.hold();
+    this.#options.events.onFailed({
+      ending: endingOf({ type: "streamReset", code, by }, { side: "edge", connected: false }),
+      blame: resetBlame[resetReason(code)],
+    });
+  }
+
+  // An agent that sends anything before ACCEPT breaks the protocol, which ends the session before it comes here.
+  onData(): void {}
+  onEnd(): void {}
+  onFinished(): void {}
+
+  #timeOut(stream: TunnelStream): void {
+    this.#stream = undefined;
+    stream.reset(ResetCode.targetTimeout);
+    this.#options.early.hold();
+    this.#options.events.onFailed({ ending: Ended.targetTimeout, blame: "target" });
+  }
+}
