@@ -217,10 +217,10 @@ describe.each([
   });
 
   it("resets the connections of a target that is marked down, where `onDown` is close, and uses the backup", async () => {
-    let greeting = "main";
+    let greeting = "main serves";
     const main = await startTcpServer((socket) => void socket.write(`${greeting}\n`));
     cleanUp.push(() => main.close());
-    const backup = await namedServer("backup");
+    const backup = await namedServer("backup serves");
     const target = `127.0.0.1:${main.port}`;
     const pair = await pairWith({
       deployments: [
@@ -231,7 +231,7 @@ describe.each([
           settings: {
             target: undefined,
             targets: [{ target }, { target: `127.0.0.1:${backup.port}`, backup: true }],
-            check: { ...fastChecks, expect: "main" },
+            check: { ...fastChecks, expect: "serves" },
             onDown: "close",
           },
         },
@@ -239,14 +239,14 @@ describe.each([
       agentConfig: { allow: ["127.0.0.0/8:1-65535"] },
     });
     const running = partner(pair, "closing");
-    expect(await nameOf(running)).toBe("main");
+    expect(await nameOf(running)).toBe("main serves");
     const ending = socketEnding(running);
     // The port stays open, and what answers is not what is expected.
     greeting = "not the one";
     expect(await ending).toMatchObject({ how: "error", code: "ECONNRESET" });
     await pair.waitForEdgeRecords("closing", 1);
     expect(pair.records().edge.at(-1)).toMatchObject({ code: "DD", reason: "target marked down", target });
-    expect(await askedNames(pair, "closing", 2)).toEqual(["backup", "backup"]);
+    expect(await askedNames(pair, "closing", 2)).toEqual(["backup serves", "backup serves"]);
   });
 });
 
