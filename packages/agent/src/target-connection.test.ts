@@ -1,7 +1,7 @@
 import { once } from "node:events";
 import type { Socket } from "node:net";
 import { DialError, type DialErrorReason, type Dialled, type DialOptions, dial, ResolveError } from "@sallyport/host";
-import { type Open, ResetCode, resetReason } from "@sallyport/protocol";
+import { CHECK_PARTNER, type Open, ResetCode, resetReason } from "@sallyport/protocol";
 import type { StreamHandler, TunnelStream } from "@sallyport/tunnel";
 import { pino } from "pino";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
@@ -107,13 +107,13 @@ function makeConnections(options: {
   });
 }
 
-function openOf(target: string): Open {
-  return { stream: 1, connection: "c-1", target, deployment: "d", partner: "192.0.2.1:5000", limit: 262_144 };
+function openOf(target: string, partner = "192.0.2.1:5000"): Open {
+  return { stream: 1, connection: "c-1", target, deployment: "d", partner, limit: 262_144 };
 }
 
-function serve(connections: TargetConnections, target: string): FakeStream {
+function serve(connections: TargetConnections, target: string, partner?: string): FakeStream {
   const stream = new FakeStream();
-  stream.handler = connections.serve("dmz-1", openOf(target), stream as unknown as TunnelStream);
+  stream.handler = connections.serve("dmz-1", openOf(target, partner), stream as unknown as TunnelStream);
   return stream;
 }
 
@@ -338,5 +338,41 @@ describe("a connection", () => {
     await stream.heard(/^reset connectionReset$/);
     expect(records).toMatchObject([{ code: "SD", reason: "target reset" }]);
     expect(connections.live.size).toBe(0);
+  });
+});
+
+describe("a check of an edge", () => {
+  it("leaves no record whether the target is there or not, and counts as a check", async () => {
+    const server = await startTarget((socket) => void socket.write("ready\n"));
+    const connections = makeConnections({ port: server.port });
+    const stream = serve(connections, "sftp", CHECK_PARTNER);
+    await stream.heard(/accept/);
+    stream.handler?.onReset(ResetCode.cancelled, "peer");
+    const failing = makeConnections({ dial: () => Promise.reject(new DialError("refused")) });
+    const refused = serve(failing, "sftp", CHECK_PARTNER);
+    await refused.heard(/reset targetRefused/);
+    expect(records).toEqual([]);
+    expect([connections.checks.get("sftp"), connections.dialled.get("sftp")]).toEqual([1, undefined]);
+    expect(failing.dialErrors).toEqual({});
+  });
+
+  it("is recorded when the policy forbids its target", () => {
+    serve(makeConnections({}), "other", CHECK_PARTNER);
+    expect(records).toHaveLength(1);
+  });
+
+  it("is recorded as a connection when more bytes pass than a check needs: no edge can hide connections among checks", async () => {
+    const received: Buffer[] = [];
+    const server = await startTarget((socket) => socket.on("data", (bytes) => received.push(bytes)));
+    const connections = makeConnections({ port: server.port });
+    const stream = serve(connections, "sftp", CHECK_PARTNER);
+    await stream.heard(/accept/);
+    stream.handler?.onData(Buffer.alloc(1_025));
+    const wait = async () => {
+      while (stream.consumed < 1_025) await new Promise((resolve) => setImmediate(resolve));
+    };
+    await withDeadline(wait(), { what: "the bytes at the target" });
+    stream.handler?.onReset(ResetCode.cancelled, "peer");
+    expect(records).toMatchObject([{ partner: "check", bytesIn: 1_025 }]);
   });
 });
