@@ -75,9 +75,12 @@ export class TunnelAttempt implements Attempt, StreamHandler {
   onFinished(): void {}
 
   #timeOut(stream: TunnelStream): void {
+    const { sessions, via, early, events } = this.#options;
     this.#stream = undefined;
     stream.reset(ResetCode.targetTimeout);
-    this.#options.early.hold();
-    this.#options.events.onFailed({ ending: Ended.targetTimeout, blame: "target" });
+    early.hold();
+    // An agent that is out of reach meanwhile could not have answered, whatever its target does.
+    const blame = sessions.pick(via) === undefined ? "way" : "target";
+    events.onFailed({ ending: Ended.targetTimeout, blame });
   }
 }
