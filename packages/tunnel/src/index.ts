@@ -14,3 +14,4 @@ export * from "./tunnel-client.ts";
 export * from "./tunnel-server.ts";
 export { abandon } from "./abandon.ts";
 export { onConfirmedEnd } from "./confirmed-end.ts";
+export { readSocket } from "./socket-reading.ts";
