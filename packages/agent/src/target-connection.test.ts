@@ -47,8 +47,8 @@ class FakeStream {
   handOver(handler: StreamHandler): void {
     this.handler = handler;
   }
-  uncorkLater(socket: { uncork(): void }): void {
-    setImmediate(() => socket.uncork());
+  flushLater(writer: { flush(): void }): void {
+    setImmediate(() => writer.flush());
   }
 
   /** Resolves once `call` was made. */
