@@ -26,6 +26,8 @@ export interface Result {
   readonly command: string;
   readonly rounds: number;
   readonly seconds: number;
+  /** The short form: the figures say only that something was measured. */
+  readonly isSmoke: boolean;
   /** Machine, kernel, and the versions of runtime and of the programs that make load; names to values. */
   readonly machine: Readonly<Record<string, string>>;
   readonly peers: readonly PeerDescription[];

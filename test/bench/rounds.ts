@@ -81,6 +81,7 @@ export async function measureAll({ options, peers, measurements, command, say }:
     command,
     rounds: options.rounds,
     seconds: options.seconds,
+    isSmoke: options.isSmoke,
     machine,
     peers: described,
     measurements: measurements.map(({ id }) => id),

@@ -17,8 +17,8 @@ export interface WrkResult {
 
 const MS_PER_UNIT: Readonly<Record<string, number>> = { us: 0.001, ms: 1, s: 1000, m: 60_000 };
 
-/** A new connection for each request, as many at once as said. */
-export async function runWrk({ port, connections, seconds }: WrkOptions): Promise<WrkResult> {
+/** A new connection for each request, as many at once as said. `undefined`: not one was answered in time. */
+export async function runWrk({ port, connections, seconds }: WrkOptions): Promise<WrkResult | undefined> {
   const load = ["-t1", `-c${connections}`, `-d${seconds}s`, "--latency", "-H", "Connection: close"];
   const { stdout } = await runSuccessfully({ command: "wrk", args: [...load, `http://127.0.0.1:${port}/`] });
   const field = (pattern: RegExp): number => Number(pattern.exec(stdout)?.[1]);
@@ -35,6 +35,7 @@ export async function runWrk({ port, connections, seconds }: WrkOptions): Promis
     p50Ms: latencyMs(50),
     p99Ms: latencyMs(99),
   };
-  if (!(result.requests > 0) || Number.isNaN(result.p99Ms)) throw new Error(`wrk: no requests in ${stdout}`);
+  if (Number.isNaN(result.requests) || Number.isNaN(result.p99Ms)) throw new Error(`wrk: no figures in ${stdout}`);
+  if (result.requests === 0) return undefined;
   return result;
 }

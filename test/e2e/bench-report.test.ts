@@ -21,6 +21,7 @@ function resultOf(peers: readonly PeerDescription[], samples: readonly Sample[])
     command: "npm run bench",
     rounds: 3,
     seconds: 2,
+    isSmoke: false,
     machine: { processor: "2 × example" },
     peers,
     measurements: ["bulk", "cut"],
@@ -76,7 +77,7 @@ it("a column in which a rival is better is listed with its ratio", () => {
   expect(notAhead(withRivals(result)).map(({ peer, column, advantage }) => [peer, column.id, advantage])).toEqual([
     ["bore", "bulk-1-in", 0.5],
   ]);
-  expect(report(result)).toMatch(/\| row bore \| Bulk: 1 stream in, MB\/s \| 50\.0 \| 100 \| 0\.50+ \|/);
+  expect(report(result)).toMatch(/\| Bulk: 1 stream in, MB\/s \| 50\.0 \| row bore: 100 \| 0\.50+ \| {2}\|/);
 });
 
 it("a tunnel that is not installed is a row of every table", () => {

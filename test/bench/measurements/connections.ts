@@ -31,15 +31,13 @@ export const connections: Measurement = {
       const port = run.port("web");
       await runWrk({ port, connections: 16, seconds: 1 });
       const before = treeCpuMs(run.pids());
-      const { requests, failed, perSecond, p50Ms, p99Ms } = await runWrk({
-        port,
-        connections: 16,
-        seconds: bench.seconds,
-      });
+      const answered = await runWrk({ port, connections: 16, seconds: bench.seconds });
       const cpuMs = treeCpuMs(run.pids()) - before;
-      values["open-rate"] = perSecond;
-      values["open-p50"] = p50Ms;
-      values["open-p99"] = p99Ms;
+      if (answered === undefined) throw new Error(`no request was answered within ${bench.seconds} s`);
+      const { requests, failed } = answered;
+      values["open-rate"] = answered.perSecond;
+      values["open-p50"] = answered.p50Ms;
+      values["open-p99"] = answered.p99Ms;
       values["open-cpu"] = run.pids().length === 0 ? "no process" : cpuMs / requests;
       values["open-failed"] = (100 * failed) / (requests + failed);
       values["database-rate"] = hasDatabase()

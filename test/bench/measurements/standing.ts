@@ -97,10 +97,10 @@ async function idleCpu(run: PeerRun, milliseconds: number): Promise<number> {
   return (100 * (treeCpuMs(run.pids()) - before)) / (performance.now() - from);
 }
 
-async function cpuAConnection(run: PeerRun, seconds: number): Promise<number> {
+async function cpuAConnection(run: PeerRun, seconds: number): Promise<Value> {
   const port = run.port("web");
   await runWrk({ port, connections: 16, seconds: 1 });
   const before = treeCpuMs(run.pids());
-  const { requests } = await runWrk({ port, connections: 16, seconds });
-  return (treeCpuMs(run.pids()) - before) / requests;
+  const answered = await runWrk({ port, connections: 16, seconds });
+  return answered === undefined ? `no answer in ${seconds} s` : (treeCpuMs(run.pids()) - before) / answered.requests;
 }

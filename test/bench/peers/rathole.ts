@@ -19,7 +19,7 @@ function rathole(transport: "tls" | "noise"): Peer {
     programs: ["rathole"],
     // What the other protection makes of the difference shows in this.
     ...(transport === "tls" ? {} : { onlyGroups: ["bulk"] }),
-    version: () => versionOf("rathole", ["--version"], /rathole (\S+)/),
+    version: () => versionOf("rathole", ["--version"], /(?:rathole|Build Version:)\s+(\d\S*)/),
     start: (run) => start(run, transport),
   };
 }
