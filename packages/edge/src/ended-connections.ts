@@ -9,6 +9,8 @@ export interface EndedOfDeployment {
   /** By the two letters, of which there are some thirty. */
   readonly codes: Map<string, number>;
   readonly timeouts: { idle: number; halfClose: number };
+  /** Those that reached the longest duration. */
+  maxDuration: number;
   readonly queue: DurationHistogram;
   readonly connect: DurationHistogram;
   readonly session: DurationHistogram;
@@ -30,6 +32,7 @@ export class EndedConnections {
         deployment,
         codes: new Map(),
         timeouts: { idle: 0, halfClose: 0 },
+        maxDuration: 0,
         queue: new DurationHistogram(CONNECT_BOUNDS),
         connect: new DurationHistogram(CONNECT_BOUNDS),
         session: new DurationHistogram(SESSION_BOUNDS),
@@ -40,6 +43,7 @@ export class EndedConnections {
     const { reason } = ending;
     if (reason === Ended.idleTimeout.reason || reason === Ended.idleTimeoutLast.reason) ended.timeouts.idle += 1;
     else if (reason === Ended.halfCloseTimeout.reason) ended.timeouts.halfClose += 1;
+    else if (reason === Ended.maxDuration.reason) ended.maxDuration += 1;
     if (facts.denied !== undefined) return;
     ended.queue.observeMs(facts.queueMs);
     ended.connect.observeMs(facts.connectMs);

@@ -39,6 +39,16 @@ export function registerEndedMetrics(registry: Registry, edge: Edge): void {
     },
   });
   new Counter({
+    name: "edge_max_duration_total",
+    help: "Partner connections that ended because they had reached the longest duration.",
+    labelNames: ["listener", "deployment"],
+    registers,
+    collect() {
+      this.reset();
+      for (const ended of all()) this.inc(labelsOf(ended), ended.maxDuration);
+    },
+  });
+  new Counter({
     name: "edge_flow_paused_total",
     help: "Times that reading from a partner or a target was stopped because the other side did not take what came.",
     registers,

@@ -7,7 +7,7 @@
 import type { Socket } from "node:net";
 import { formatIpAddress, type IpAddress, parsePeerAddress } from "@sallyport/host";
 import { ResetCode } from "@sallyport/protocol";
-import { type Ending, endingOf, Splice } from "@sallyport/tunnel";
+import { Ended, type Ending, endingOf, Splice } from "@sallyport/tunnel";
 import type { ConnectionFacts } from "./access-record.ts";
 import type { AdmissionRefusal, Admitted, Denial, OnDeny } from "./admission.ts";
 import type { Connected } from "./attempt.ts";
@@ -47,7 +47,7 @@ const forbiddenNow: Record<"ban" | "ipFilter", Ending> = {
   ban: { code: "PD", reason: "banned" },
   ipFilter: { code: "PD", reason: "blocked by IP filter" },
 };
-const tooOld: Ending = { code: "PD", reason: "longest duration reached" };
+const tooOld: Ending = Ended.maxDuration;
 
 type Way =
   | { readonly type: "none" }

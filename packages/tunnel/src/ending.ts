@@ -42,6 +42,7 @@ export const Ended = {
   /** The partner had ended, the target did not follow. */
   halfCloseTimeout: { code: "sD", reason: "half-close timeout" },
   halfCloseTimeoutLast: { code: "cL", reason: "half-close timeout" },
+  maxDuration: { code: "PD", reason: "longest duration reached" },
   killed: { code: "KD", reason: "killed by operator" },
   shutdown: { code: "LD", reason: "shutdown" },
   sessionLost: { code: "DX", reason: "tunnel session lost" },
