@@ -13,8 +13,10 @@ import {
   Ended,
   type Ending,
   endingOf,
-  onConfirmedEnd,
   flowPauses,
+  onConfirmedEnd,
+  readSocket,
+  SocketWriter,
 } from "@sallyport/tunnel";
 
 export interface RelayOptions {
@@ -50,15 +52,19 @@ export class Relay {
       delivered: () => [this.#partner, this.#target].every((to) => !to.writableEnded || to.writableFinished),
       onIdle: (kind) => this.#timeOut(kind === "idle" ? Ended.idleTimeout : Ended.halfCloseTimeout),
     });
-    this.#join(this.#partner, this.#target, Ended.partnerReset);
-    this.#join(this.#target, this.#partner, Ended.targetReset);
-    this.#partner.on("data", (bytes: Buffer) => {
-      this.firstByteFromPartnerAt ??= performance.now();
-      this.bytesFromPartner += bytes.length;
+    this.#join(this.#partner, this.#target, {
+      broken: Ended.partnerReset,
+      onBytes: (count) => {
+        this.firstByteFromPartnerAt ??= performance.now();
+        this.bytesFromPartner += count;
+      },
     });
-    this.#target.on("data", (bytes: Buffer) => {
-      this.firstByteToPartnerAt ??= performance.now();
-      this.bytesToPartner += bytes.length;
+    this.#join(this.#target, this.#partner, {
+      broken: Ended.targetReset,
+      onBytes: (count) => {
+        this.firstByteToPartnerAt ??= performance.now();
+        this.bytesToPartner += count;
+      },
     });
     this.#partner.resume();
     this.#target.resume();
@@ -68,21 +74,25 @@ export class Relay {
     this.#cut(endingOf({ type: "aborted", code }, { side: "edge", connected: true }));
   }
 
-  #join(from: Socket, to: Socket, broken: Ending): void {
-    from.on("data", (bytes: Buffer) => {
+  #join(from: Socket, to: Socket, { broken, onBytes }: { broken: Ending; onBytes: (count: number) => void }): void {
+    const writer = new SocketWriter(to, () => {
       this.#timer.touch();
-      if (to.write(bytes)) return;
+      if (writer.idle && from.isPaused()) from.resume();
+    });
+    readSocket(from, (bytes) => {
+      onBytes(bytes.length);
+      this.#timer.touch();
+      writer.write(bytes);
+      writer.flush();
+      // A target that takes all of it at once never stops the source; one that does not holds two reads at the most.
+      if (to.writableLength === 0) return;
       flowPauses.total += 1;
       from.pause();
-    });
-    to.on("drain", () => {
-      this.#timer.touch();
-      from.resume();
     });
     onConfirmedEnd(from, () => {
       if (from === this.#target) this.#targetEnded = true;
       this.#timer.halfClose();
-      to.end();
+      writer.end();
     });
     from.on("error", () => this.#cut(broken));
     from.on("close", () => {

@@ -15,3 +15,4 @@ export * from "./tunnel-server.ts";
 export { abandon } from "./abandon.ts";
 export { onConfirmedEnd } from "./confirmed-end.ts";
 export { readSocket } from "./socket-reading.ts";
+export { SocketWriter } from "./socket-writer.ts";
