@@ -209,9 +209,9 @@ test("the answer of a rule is RST, FIN or silence for a while, and dry run is no
     await writeFile(pair.edge.configPath, JSON.stringify({ ...config, admission }));
     await command("reload");
   };
-  await command("ban", "add", "127.0.0.5");
+  await command("ban", "add", "127.0.0.15");
   const knock = async () => {
-    const socket = come("direct", "127.0.0.5");
+    const socket = come("direct", "127.0.0.15");
     const { how, code } = await socketEnding(socket);
     socket.destroy();
     return code ?? how;
@@ -229,8 +229,8 @@ test("the answer of a rule is RST, FIN or silence for a while, and dry run is no
   expect(await held).toBe("ECONNRESET");
   expect(performance.now() - startedAt).toBeGreaterThan(900);
   await reloadWith({ dryRun: true });
-  expect(await ask("direct", "127.0.0.5")).toBe("hello");
-  expect(await recordOf("127.0.0.5", "--")).toMatchObject({ code: "--", dryRun: ["ban"] });
+  expect(await ask("direct", "127.0.0.15")).toBe("hello");
+  expect(await recordOf("127.0.0.15", "--")).toMatchObject({ code: "--", dryRun: ["ban"] });
   expect(metric(await pair.edgeMetrics(), "edge_connections_would_deny_total", 'reason="ban"')).toBe(1);
   await writeFile(pair.edge.configPath, JSON.stringify(config));
   await command("reload");

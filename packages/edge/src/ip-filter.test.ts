@@ -55,6 +55,7 @@ describe("an IP filter", () => {
       action: "block",
       cidr: "203.0.113.66/32",
       description: "",
+      trusted: false,
     });
   });
 
