@@ -122,16 +122,19 @@ describeWithPrograms("a pool of two PostgreSQL servers", ["initdb", "postgres", 
     // Clients that stay on one connection: those of the server that stops fail, the others finish their transactions.
     const staying = runProcess({
       command: programs.pgbench,
-      args: [...base, "-c", "8", "-j", "2", "-T", "12", "-n", "postgres"],
+      args: [...base, "-c", "8", "-j", "2", "-T", "25", "-n", "postgres"],
       timeoutMs: 60_000,
     });
+    const config = ["--config", through.edge.configPath];
     await pollUntil(
       async () => {
-        const metrics = await through.edgeMetrics();
-        const active = metrics.split("\n").filter((line) => line.startsWith("edge_target_active{"));
-        return active.length === 2 && active.every((line) => line.endsWith(" 4")) ? true : undefined;
+        const out = await through.command("edge", ["connections", "--deployment", "db", "--json", ...config]);
+        const { connections } = JSON.parse(out) as { connections: { target: string; bytesIn: number }[] };
+        // Beyond their greetings: each is in the middle of its transactions.
+        const busy = connections.filter(({ bytesIn }) => bytesIn > 3_000).map(({ target }) => target);
+        return busy.toSorted().join() === "pg-a,pg-a,pg-a,pg-a,pg-b,pg-b,pg-b,pg-b" ? true : undefined;
       },
-      { what: "four clients on each server", timeoutMs: 20_000 },
+      { what: "four busy clients on each server", timeoutMs: 20_000 },
     );
     const [stopped, other] = [servers[0]!, servers[1]!];
     await stopped.stop();
