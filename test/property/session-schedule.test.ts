@@ -255,7 +255,7 @@ function newPair(options: {
 }
 
 describe("random schedules", () => {
-  it(`keep every byte and leave nothing behind when links come back (${runs} schedules)`, { timeout: 600_000 }, () => {
+  it(`keep every byte and leave nothing behind when links come back (${runs} schedules)`, { timeout: 3_600_000 }, () => {
     fc.assert(
       fc.property(setup, ({ links, latencyMs, memoryBytes, autoAccept, autoConsume, steps }) => {
         const { pair, memory } = newPair({ links, latencyMs, memoryBytes, resumeTimeoutMs: 1e9 });
@@ -313,7 +313,7 @@ describe("random schedules", () => {
   });
 
   it(`reset what is left at both ends when no link comes back in time (${runs / 4} schedules)`, {
-    timeout: 600_000,
+    timeout: 3_600_000,
   }, () => {
     fc.assert(
       fc.property(setup, fc.boolean(), ({ links, latencyMs, memoryBytes, autoAccept, autoConsume, steps }, drain) => {
