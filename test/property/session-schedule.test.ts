@@ -255,7 +255,9 @@ function newPair(options: {
 }
 
 describe("random schedules", () => {
-  it(`keep every byte and leave nothing behind when links come back (${runs} schedules)`, { timeout: 3_600_000 }, () => {
+  it(`keep every byte and leave nothing behind when links come back (${runs} schedules)`, {
+    timeout: 3_600_000,
+  }, () => {
     fc.assert(
       fc.property(setup, ({ links, latencyMs, memoryBytes, autoAccept, autoConsume, steps }) => {
         const { pair, memory } = newPair({ links, latencyMs, memoryBytes, resumeTimeoutMs: 1e9 });
