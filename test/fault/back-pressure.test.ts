@@ -182,7 +182,8 @@ describe.each(table)("$who that stops reading", ({ stalled, honest, many }) => {
       const beside = await partners.rate(honest, ROUND_MS);
       await partners.close(stalled);
       await delay(100);
-      shares.push(beside / alone);
+      // On a machine that lets nothing run for a whole round there is no rate to compare with.
+      if (alone > 0) shares.push(beside / alone);
     }
     console.log(`${stalled}: shares ${shares.map((share) => share.toFixed(2)).join(" ")}`);
     expect(quantile(shares, 0.5)).toBeGreaterThanOrEqual(0.9);
