@@ -10,7 +10,7 @@ import { Socket } from "node:net";
 import { LARGE_CHUNK_BYTES } from "@sallyport/protocol";
 
 interface Internals {
-  _handle: { useUserBuffer?: (buffer: Uint8Array) => void } | null;
+  _handle: { useUserBuffer?: (buffer: Uint8Array) => void; reading?: boolean; readStop?: () => number } | null;
   [key: symbol]: unknown;
 }
 
@@ -45,6 +45,11 @@ export function readSocket(socket: Socket, onBytes: (bytes: Buffer) => void): vo
     return true;
   };
   handle.useUserBuffer(shared);
+  // A socket that is paused in the ordinary way reads on until its buffer is full; now nothing would hold what it reads.
+  if (socket.isPaused() && handle.reading === true) {
+    handle.reading = false;
+    handle.readStop?.();
+  }
 }
 
 /** The properties that the `onread` option of this Node sets; undefined when they are not those that are known. */

@@ -89,6 +89,29 @@ test("bytes that were given back to a socket come before those that it reads", a
   expect(text).toBe("first second");
 });
 
+test("what a paused socket has buffered comes before what it reads, and waits as long as it is paused", async () => {
+  const { near, far } = await connectPair();
+  far.once("data", (bytes: Buffer) => {
+    far.pause();
+    far.unshift(bytes);
+  });
+  near.write("one ");
+  await pollUntil(() => (far.readableLength > 0 ? true : undefined), { what: "a buffered piece" });
+  near.write("two ");
+  await pollUntil(() => (far.readableLength > 4 ? true : undefined), { what: "another" });
+  let text = "";
+  readSocket(far, (bytes) => {
+    text += bytes.toString("latin1");
+  });
+  near.end("three");
+  // Two round trips of a loopback socket: what would be read out of turn has come by then.
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  expect(text).toBe("");
+  far.resume();
+  await withDeadline(once(far, "end"), { what: "end" });
+  expect(text).toBe("one two three");
+});
+
 test("a socket that is paused reads nothing until it is resumed", async () => {
   const { near, far } = await connectPair();
   let arrived = 0;
