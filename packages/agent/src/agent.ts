@@ -18,7 +18,7 @@ import {
   registerAccessLogMetrics,
   Resolver,
 } from "@sallyport/host";
-import { MemoryBudget } from "@sallyport/protocol";
+import { STRIPE_FEATURE, MemoryBudget } from "@sallyport/protocol";
 import { Registry } from "prom-client";
 import { adminRoutes } from "./admin-routes.ts";
 import { type AgentConfig, loadAgentConfig } from "./config.ts";
@@ -38,6 +38,7 @@ const RESTART_KEYS = [
   "edges",
   "links",
   "renewLinks",
+  "stripe",
   "proxy",
   "reconnect",
   "heartbeat",
@@ -171,7 +172,7 @@ export class Agent {
             agent: config.name,
             // Of each entry its own: two of them may lead to one edge, by different tunnels.
             process: randomBytes(16).toString("hex"),
-            features: [],
+            features: [STRIPE_FEATURE],
             initialCredit: INITIAL_CREDIT_BYTES,
             maxStreams,
             links: config.links,
@@ -180,6 +181,7 @@ export class Agent {
           backoff: { minMs: config.reconnect.min, maxMs: config.reconnect.max },
           renewLinksMs: config.renewLinks,
           memory: this.memory,
+          stripe: config.stripe,
           onOpen: (edge, open, stream) => this.connections.serve(edge, open, stream),
           log: this.log,
         }),

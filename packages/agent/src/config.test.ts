@@ -60,6 +60,7 @@ test("a small file has every default", () => {
     heartbeat: { interval: 10_000, timeout: 25_000 },
     drainTimeout: 30_000,
     memory: 268_435_456,
+    stripe: false,
     log: { level: "info" },
   });
 });

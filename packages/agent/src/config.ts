@@ -24,6 +24,7 @@ import {
   parsePort,
   spoken,
   timeoutsSection,
+  stripeSetting,
 } from "@sallyport/host";
 import { z } from "zod";
 
@@ -186,6 +187,7 @@ export const agentConfigSchema = z
       .describe("Waits between tries to reach an edge. They double and are random."),
     heartbeat: heartbeatSection(),
     memory: memorySize(),
+    stripe: stripeSetting(),
     drainTimeout: drainTimeout(),
     accessLog: accessLogSection(),
     metrics: metricsSection(),

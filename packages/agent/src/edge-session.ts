@@ -20,6 +20,7 @@ import {
   ProtocolError,
   Session,
   type SessionOptions,
+  STRIPE_FEATURE,
   type Welcome,
 } from "@sallyport/protocol";
 import {
@@ -53,6 +54,8 @@ export interface EdgeSessionOptions {
   readonly renewLinksMs?: number;
   /** Shared with the sessions of other edges; left out: the session has its own. */
   readonly memory?: SessionOptions["memory"];
+  /** A stream may use several links at once, with edges that can take it. Default false. */
+  readonly stripe?: boolean;
   /** An OPEN of this edge, whose name comes first. */
   readonly onOpen: (edge: string, open: Open, stream: TunnelStream) => StreamHandler | undefined;
   readonly log: Logger;
@@ -399,7 +402,7 @@ export class EdgeSession {
   // ── the session ──
 
   #begin(welcome: Welcome): Current {
-    const { hello, heartbeat, memory, onOpen } = this.#options;
+    const { hello, heartbeat, memory, onOpen, stripe = false } = this.#options;
     const session = new Session({
       role: "agent",
       maxStreams: hello.maxStreams,
@@ -408,6 +411,7 @@ export class EdgeSession {
       heartbeatTimeoutMs: heartbeat.timeoutMs,
       resumeTimeoutMs: welcome.resumeTimeoutMs,
       ...(memory === undefined ? {} : { memory }),
+      stripe: stripe && welcome.features.includes(STRIPE_FEATURE),
     });
     const driver = new SessionDriver(session, {
       onOpen: (open, stream) => onOpen(welcome.edge, open, stream),

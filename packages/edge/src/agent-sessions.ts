@@ -10,6 +10,7 @@ import {
   type OpenRefusal,
   type OpenRequest,
   Session,
+  STRIPE_FEATURE,
 } from "@sallyport/protocol";
 import {
   awaitHello,
@@ -73,6 +74,8 @@ export interface AgentSessionsOptions {
   readonly resumeTimeoutMs: number;
   /** Shared by the streams of all sessions. */
   readonly memory: MemoryBudget;
+  /** A stream may use several links at once, with agents that can take it. */
+  readonly stripe: boolean;
   /** The most partner connections of this edge at the moment. */
   readonly maxConnections: () => number;
   /** Called when an agent came, went, or lost its last link. */
@@ -294,7 +297,7 @@ export class AgentSessions {
       edge: this.#options.edge,
       session: session.id,
       resumed,
-      features: [],
+      features: [STRIPE_FEATURE],
       resumeTimeoutMs: this.#options.resumeTimeoutMs,
     });
     session.driver.attach(link);
@@ -310,6 +313,7 @@ export class AgentSessions {
       heartbeatTimeoutMs: this.#options.heartbeatTimeoutMs,
       resumeTimeoutMs: this.#options.resumeTimeoutMs,
       memory: this.#options.memory,
+      stripe: this.#options.stripe && hello.features.includes(STRIPE_FEATURE),
     });
     const { log, onChange } = this.#options;
     const driver = new SessionDriver(core, {

@@ -99,6 +99,7 @@ test("a file with a name only has every default", () => {
     detectors: {},
     drainTimeout: 30_000,
     memory: 268_435_456,
+    stripe: false,
     resumeTimeout: 60_000,
     heartbeat: { interval: 10_000, timeout: 25_000 },
     recordInterval: 300_000,

@@ -25,6 +25,7 @@ import {
   parseIpAddress,
   timeoutOverrides,
   timeoutsSection,
+  stripeSetting,
 } from "@sallyport/host";
 import { z } from "zod";
 import { admissionRules } from "./admission.ts";
@@ -358,6 +359,7 @@ export const edgeConfigSchema = z
       .describe("How long connections wait for an agent that lost all its links before they are reset."),
     heartbeat: heartbeatSection(),
     memory: memorySize(),
+    stripe: stripeSetting(),
     recordInterval: duration({ max: "1d" })
       .prefault("5m")
       .describe("How often a long connection writes a record while it runs. 0s: only at its end."),

@@ -49,7 +49,7 @@ import type { PartnerConnection } from "./partner-connection.ts";
 const MAX_CHECKS = 64;
 
 /** Keys that are read at start only; a reload that changes them says so. */
-const RESTART_KEYS = ["name", "stateDir", "accessLog", "metrics", "heartbeat", "resumeTimeout"] as const;
+const RESTART_KEYS = ["name", "stateDir", "accessLog", "metrics", "heartbeat", "resumeTimeout", "stripe"] as const;
 
 /**
  * Kept free for those who have not authenticated (as many as the tunnel admits at once) and for links. Without them partners
@@ -101,6 +101,7 @@ export class Edge {
     this.memory = new MemoryBudget(config.memory);
     this.sessions = new AgentSessions({
       memory: this.memory,
+      stripe: config.stripe,
       edge: config.name,
       log: options.log,
       heartbeatIntervalMs: config.heartbeat.interval,

@@ -120,6 +120,16 @@ export function memorySize() {
     );
 }
 
+/** `stripe`: default false. */
+export function stripeSetting() {
+  return z
+    .boolean()
+    .default(false)
+    .describe(
+      "Whether one connection may use several links at once when its own is full: faster on long paths that lose packets, dearer on short ones.",
+    );
+}
+
 /** A path in the file system. Relative ones start at the working directory of the program. */
 export function filePath() {
   return z

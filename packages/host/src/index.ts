@@ -51,6 +51,7 @@ export {
   logSection,
   memorySize,
   metricsSection,
+  stripeSetting,
   timeoutOverrides,
   timeoutsSection,
 } from "./config-sections.ts";

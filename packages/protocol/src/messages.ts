@@ -22,6 +22,9 @@ const text = (max: number) => z.string().regex(new RegExp(`^[\\x20-\\x7e]{0,${ma
 const randomId = z.string().regex(/^[0-9a-f]{32}$/);
 const features = z.array(text(32)).max(32);
 
+/** A feature: what its end receives of one stream may come over several links at once. */
+export const STRIPE_FEATURE = "stripe";
+
 const helloSchema = z.strictObject({
   /** Name of the agent, from its configuration. */
   agent: name,

@@ -4,15 +4,18 @@
  * they arrive.
  *
  * On one link frames arrive in order. Frames that overtake others (a stream that moves between two live links, or uses
- * several) are copied and held, within the window and within `MAX_SEGMENTS`.
+ * several) are copied and held, within the window and within `MAX_GAPS`.
  */
 import { CloseCode, ProtocolError } from "./codes.ts";
 
 /**
- * The most pieces that may wait for a gap to fill. A sender that continues a stream elsewhere starts where the receiver
- * stands, so an honest one leaves few gaps; the bound is for one that leaves a gap at every other byte.
+ * The most gaps that may wait to be filled. A sender that uses several links leaves one for each of them, and one that
+ * continues a stream elsewhere few more; the bound is for one that leaves a gap at every other byte.
  */
-const MAX_SEGMENTS = 1_024;
+const MAX_GAPS = 1_024;
+
+/** Held pieces that follow each other are joined up to so many bytes: those that come one by one do not cost an object each. */
+const COLLECTED_BYTES = 1_024;
 
 /**
  * The most bytes whose consumption goes untold while more arrive. A sender keeps what is not acknowledged and may have
@@ -22,7 +25,9 @@ const MAX_UNTOLD_BYTES = 65_536;
 
 interface Segment {
   readonly offset: number;
-  readonly bytes: Uint8Array;
+  /** Filled up to `length`. */
+  bytes: Uint8Array;
+  length: number;
 }
 
 /** The sender used more credit than it had; the stream is reset with `flowControl`. */
@@ -43,6 +48,8 @@ export class ReceiveBuffer {
   /** Pieces beyond `#received`, in order, without overlap with each other. */
   readonly #segments: Segment[] = [];
   #segmentBytes = 0;
+  /** Gaps before held pieces. */
+  #gaps = 0;
 
   /**
    * @param limit credit that the sender has before the first CREDIT, in bytes
@@ -118,10 +125,11 @@ export class ReceiveBuffer {
       const first = this.#segments[0];
       if (first === undefined || first.offset > this.#received) return undefined;
       this.#segments.shift();
-      this.#segmentBytes -= first.bytes.length;
-      const end = first.offset + first.bytes.length;
+      this.#segmentBytes -= first.length;
+      const end = endOf(first);
+      if (this.#segments[0]?.offset !== end) this.#gaps -= 1;
       if (end <= this.#received) continue;
-      const fresh = first.bytes.subarray(this.#received - first.offset);
+      const fresh = first.bytes.subarray(this.#received - first.offset, first.length);
       this.#received = end;
       return fresh;
     }
@@ -130,7 +138,7 @@ export class ReceiveBuffer {
   /** Takes the END. @throws ProtocolError when it contradicts what arrived before */
   end(offset: number): void {
     const last = this.#segments.at(-1);
-    const highest = last === undefined ? this.#received : last.offset + last.bytes.length;
+    const highest = last === undefined ? this.#received : endOf(last);
     if (offset < highest || (this.#finalOffset !== undefined && this.#finalOffset !== offset)) {
       throw new ProtocolError("final offset contradicts what was sent");
     }
@@ -182,24 +190,50 @@ export class ReceiveBuffer {
     let at = this.#segments.length;
     while (at > 0 && (this.#segments[at - 1]?.offset ?? 0) > offset) at -= 1;
     const before = this.#segments[at - 1];
-    let start = before === undefined ? offset : Math.max(offset, before.offset + before.bytes.length);
+    let start = before === undefined ? offset : Math.max(offset, endOf(before));
     const end = offset + bytes.length;
     // Where the new piece reaches over held ones, only its own parts between them are kept.
     while (start < end) {
       const next = this.#segments[at];
       const stop = next === undefined ? end : Math.min(end, next.offset);
-      if (stop > start) {
-        if (this.#segments.length >= MAX_SEGMENTS) throw new CreditExceeded();
-        // A copy of its own: a view would keep the whole message alive, and `slice` of a Node buffer is a view.
-        const copy = new Uint8Array(stop - start);
-        copy.set(bytes.subarray(start - offset, stop - offset));
-        this.#segments.splice(at, 0, { offset: start, bytes: copy });
-        this.#segmentBytes += stop - start;
-        at += 1;
-      }
+      if (stop > start && this.#insert(at, start, bytes.subarray(start - offset, stop - offset))) at += 1;
       if (next === undefined) break;
-      start = Math.max(start, next.offset + next.bytes.length);
+      start = Math.max(start, endOf(next));
       at += 1;
     }
   }
+
+  /** Holds bytes that overlap with nothing, before the piece at index `at`. False: the piece before took them. */
+  #insert(at: number, offset: number, bytes: Uint8Array): boolean {
+    const before = this.#segments[at - 1];
+    const end = offset + bytes.length;
+    const follows = before !== undefined && endOf(before) === offset;
+    const closes = this.#segments[at]?.offset === end;
+    const gaps = this.#gaps + 1 - (follows ? 1 : 0) - (closes ? 1 : 0);
+    // Pieces of a run that come back to front cannot be joined; an honest sender has few of those.
+    const maxSegments = MAX_GAPS + this.#segmentBytes / COLLECTED_BYTES;
+    if (gaps > MAX_GAPS || this.#segments.length >= maxSegments) throw new CreditExceeded();
+    this.#gaps = gaps;
+    this.#segmentBytes += bytes.length;
+    if (follows && before.length + bytes.length <= COLLECTED_BYTES) {
+      if (before.bytes.length < COLLECTED_BYTES) before.bytes = copied(before.bytes, COLLECTED_BYTES);
+      before.bytes.set(bytes, before.length);
+      before.length += bytes.length;
+      return false;
+    }
+    // A copy of its own: a view would keep the whole message alive, and is valid for this call only.
+    const copy = copied(bytes, bytes.length);
+    this.#segments.splice(at, 0, { offset, bytes: copy, length: bytes.length });
+    return true;
+  }
+}
+
+function copied(bytes: Uint8Array, length: number): Uint8Array {
+  const copy = new Uint8Array(length);
+  copy.set(bytes);
+  return copy;
+}
+
+function endOf({ offset, length }: Segment): number {
+  return offset + length;
 }

@@ -183,7 +183,7 @@ const twins: readonly Twin[] = [
     },
   },
   {
-    limit: "pieces held behind a gap",
+    limit: "gaps before held bytes",
     twin: "keystrokes on links that come and go, each behind what the last link lost",
     act() {
       const pair = pairOf({ links: 2 });

@@ -49,6 +49,11 @@ export interface SessionOptions {
   readonly heartbeatIntervalMs?: number;
   /** How long streams outlive the last link. Default 60,000. */
   readonly resumeTimeoutMs?: number;
+  /**
+   * A stream may send on several links at once, where its own has as much under way as it can take. The peer must have named
+   * `STRIPE_FEATURE`. Default false.
+   */
+  readonly stripe?: boolean;
 }
 
 /** What an edge asks for when it opens a stream. */
@@ -124,6 +129,7 @@ export class Session {
   readonly #heartbeatIntervalMs: number;
   readonly #heartbeatTimeoutMs: number;
   readonly #resumeTimeoutMs: number;
+  readonly #stripe: boolean;
 
   /** Bounded by `maxStreams`; a stream whose RESET is not answered yet counts. */
   readonly #streams = new Map<number, Stream>();
@@ -154,7 +160,14 @@ export class Session {
   #nextPingToken = 1;
 
   /** Counters for metrics; plain numbers that only grow. */
-  readonly counters = { retransmittedBytes: 0, resumptions: 0, uselessFrames: 0, linksLost: 0, stalls: 0 };
+  readonly counters = {
+    retransmittedBytes: 0,
+    stripedBytes: 0,
+    resumptions: 0,
+    uselessFrames: 0,
+    linksLost: 0,
+    stalls: 0,
+  };
 
   constructor(options: SessionOptions) {
     this.role = options.role;
@@ -167,6 +180,7 @@ export class Session {
     this.#heartbeatIntervalMs = options.heartbeatIntervalMs ?? 10_000;
     this.#heartbeatTimeoutMs = options.heartbeatTimeoutMs ?? 25_000;
     this.#resumeTimeoutMs = options.resumeTimeoutMs ?? 60_000;
+    this.#stripe = options.stripe ?? false;
     // Resets that cross each other are honest and useless, and a lost link makes each of its streams ask; all streams
     // at once may do both.
     this.#useless = new Budget({ capacity: 2_000 + 2 * options.maxStreams, perSecond: 1_000 });
@@ -408,7 +422,8 @@ export class Session {
     this.#useless.give(this.#streams.size);
     for (const stream of this.#streams.values()) {
       if (stream.link === link) this.#move(stream, this.#leastLoaded());
-      else if (stream.askedOn === link && stream.phase !== "resetting") this.#move(stream, stream.link);
+      else if (concerns(stream, link) && stream.phase !== "resetting") this.#move(stream, stream.link);
+      stream.stripes.delete(link);
     }
     if (this.#links.size === 0 && !this.#ended) {
       this.#detachedAt = now;
@@ -418,7 +433,8 @@ export class Session {
 
   /** Whether `poll` has frames for this link. */
   wantsWrite(id: number): boolean {
-    return this.#links.get(id)?.hasFrames ?? false;
+    const link = this.#links.get(id);
+    return link !== undefined && (link.hasFrames || this.#stripeableOn(link) !== undefined);
   }
 
   /**
@@ -450,6 +466,7 @@ export class Session {
     this.#now = now;
     if (!this.#writeControl(link, writer, now)) return;
     this.#writeData(link, writer);
+    if (this.#stripe) this.#writeStripes(link, writer);
     if (link.pace.pingDue(now, this.#links.size)) link.owesPing = true;
     if (link.owesPing) this.#writePing(link, writer, now);
   }
@@ -980,6 +997,53 @@ export class Session {
     return undefined;
   }
 
+  #putData(stream: Stream, length: number, writer: FrameWriter): void {
+    const at = writer.begin(DATA_HEADER_BYTES + length);
+    writeDataHeader(writer.bytes, at, { stream: stream.id, offset: stream.cursor });
+    stream.send.read(stream.cursor, length, writer.bytes, at + DATA_HEADER_BYTES);
+    const end = stream.cursor + length;
+    if (stream.cursor < stream.highestSent) {
+      this.counters.retransmittedBytes += Math.min(end, stream.highestSent) - stream.cursor;
+    }
+    stream.cursor = end;
+    if (end > stream.highestSent) stream.highestSent = end;
+    this.#account(stream);
+    this.#unblock(stream);
+  }
+
+  /**
+   * A stream whose own link has as much under way as it can take, and that may use this one: undefined unless this link
+   * has nothing of its own to do. A stream keeps its turn on its own link.
+   */
+  #stripeableOn(link: LinkState): Stream | undefined {
+    if (!this.#stripe || !link.bulk.empty || !link.fresh.empty || link.pace.limitBytes === Number.POSITIVE_INFINITY) {
+      return undefined;
+    }
+    for (const other of this.#links.values()) {
+      if (other === link || other.bulk.empty || other.pace.inFlightBytes < other.pace.limitBytes) continue;
+      let turn = other.bulk.first;
+      for (let tries = 0; turn !== undefined && tries < MAX_STRIPE_TRIES; tries += 1) {
+        if (turn.stream.stripeable) return turn.stream;
+        turn = turn.next;
+      }
+    }
+    return undefined;
+  }
+
+  #writeStripes(link: LinkState, writer: FrameWriter): void {
+    for (;;) {
+      const room = writer.room();
+      if (room <= DATA_HEADER_BYTES) return;
+      const stream = this.#stripeableOn(link);
+      if (stream === undefined || !link.pace.admits("bulk")) return;
+      const before = writer.used;
+      this.#putData(stream, stream.nextDataBytes(room - DATA_HEADER_BYTES), writer);
+      stream.stripes.set(link, stream.cursor);
+      this.counters.stripedBytes += writer.used - before;
+      link.pace.sent(writer.used - before);
+    }
+  }
+
   #writeData(link: LinkState, writer: FrameWriter): void {
     for (;;) {
       const room = writer.room();
@@ -990,19 +1054,7 @@ export class Session {
       // It had its turn, and nothing more has come since: it leaves.
       if (!stream.sendable) continue;
       const length = stream.nextDataBytes(room - DATA_HEADER_BYTES);
-      if (length > 0) {
-        const at = writer.begin(DATA_HEADER_BYTES + length);
-        writeDataHeader(writer.bytes, at, { stream: stream.id, offset: stream.cursor });
-        stream.send.read(stream.cursor, length, writer.bytes, at + DATA_HEADER_BYTES);
-        const end = stream.cursor + length;
-        if (stream.cursor < stream.highestSent) {
-          this.counters.retransmittedBytes += Math.min(end, stream.highestSent) - stream.cursor;
-        }
-        stream.cursor = end;
-        if (end > stream.highestSent) stream.highestSent = end;
-        this.#account(stream);
-        this.#unblock(stream);
-      }
+      if (length > 0) this.#putData(stream, length, writer);
       if (stream.ending && !stream.endSent && stream.cursor === stream.send.queued && writer.fits(END_FRAME_BYTES)) {
         stream.endSent = true;
         stream.endEverSent = true;
@@ -1018,6 +1070,13 @@ export class Session {
 /** OPEN is the longest control frame that is queued: its texts have at most 64 + 300 + 255 + 64 bytes. */
 const MAX_QUEUED_CONTROL_BYTES = 1_024;
 const END_FRAME_BYTES = 13;
+/** How many streams of a busy link are looked at for one that another link can help. */
+const MAX_STRIPE_TRIES = 8;
+
+/** Whether the loss of a link that does not carry a stream concerns it all the same. */
+function concerns(stream: Stream, link: LinkState): boolean {
+  return stream.askedOn === link || (stream.stripes.get(link) ?? 0) > stream.send.acknowledged;
+}
 
 function resetCodeOf(code: CloseCode): ResetCode {
   switch (code) {

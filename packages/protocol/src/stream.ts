@@ -95,6 +95,12 @@ export class Stream {
   /** No DATA until the peer has said from where. */
   awaitingResume = false;
 
+  /**
+   * Up to which offset links other than `link` carry DATA of this stream, where it was striped over them. A loss of theirs
+   * concerns the stream as long as that is not acknowledged. Bounded by the links of the session.
+   */
+  readonly stripes = new Map<LinkState, number>();
+
   /** The places among the streams with control frames, and among those with data, of `link`. */
   readonly controlTurn = new Turn(this);
   readonly dataTurn = new Turn(this);
@@ -132,6 +138,16 @@ export class Stream {
   get sendable(): boolean {
     if (this.phase === "resetting" || this.awaitingResume || this.owesOpen) return false;
     return this.dataSendable > 0 || (this.ending && !this.endSent && this.cursor === this.send.queued);
+  }
+
+  /**
+   * DATA may go out on other links than its own: there is a whole frame of it, and the peer has shown that it knows the
+   * stream, so that nothing arrives before its OPEN or ACCEPT.
+   */
+  get stripeable(): boolean {
+    return (
+      this.phase === "open" && !this.awaitingResume && this.send.acknowledged > 0 && this.dataSendable >= MAX_DATA_BYTES
+    );
   }
 
   /** Bytes that may go out now. */

@@ -35,6 +35,11 @@ export class TurnList {
     return this.#first === undefined;
   }
 
+  /** The turn that comes next. */
+  get first(): Turn | undefined {
+    return this.#first;
+  }
+
   /** Appends a turn that stands in no list. */
   push(turn: Turn): void {
     turn.list = this;
