@@ -130,6 +130,8 @@ export class AgentSessions {
   /** Takes over a link that was authenticated at `tunnel`. */
   take(peer: TunnelPeer, tunnel: string): void {
     const link = new Link(peer, "edge");
+    // At once and whatever it answers: who is to be kept out must not be back before.
+    link.onBreach = () => this.#options.onViolation(peer.remoteAddress);
     if (this.#greetingLinks(peer.client) >= MAX_GREETING_LINKS_PER_CLIENT) {
       return link.close(CloseCode.policy, "too many links that have not greeted");
     }
@@ -142,7 +144,6 @@ export class AgentSessions {
       },
       onFailed: (end) => {
         this.#greeting.delete(link);
-        if (end.breach) this.#options.onViolation(peer.remoteAddress);
         this.#options.log[end.breach ? "warn" : "info"](
           { client: peer.client, remote: peer.remoteAddress, code: end.code, reason: end.reason },
           "link closed before its greeting",
@@ -334,16 +335,14 @@ export class AgentSessions {
         if (end.code === CloseCode.drain && session.links === 0) driver.close(CloseCode.drain, "agent has left");
         const { code, reason } = end;
         const facts = { ...this.#names(session), remote: link.remoteAddress, code, reason, links: session.links };
-        // A session that ended for it has punished its source already.
+        // A session that ended for it has told of it already.
         const isNews = end.breach && !core.ended;
-        if (isNews) this.#options.onViolation(link.remoteAddress);
         log[isNews ? "warn" : "info"](facts, "link closed");
       },
       onEnded: (code, reason) => {
         this.#sessions.delete(session.id);
         const isViolation = violations.has(code);
         const remote = [...new Set([...session.tokenOfLink.keys()].map((link) => link.remoteAddress))];
-        if (isViolation) remote.forEach((address) => this.#options.onViolation(address));
         this.counters.resumptions += core.counters.resumptions;
         this.counters.retransmittedBytes += core.counters.retransmittedBytes;
         this.counters.stalls += core.counters.stalls;

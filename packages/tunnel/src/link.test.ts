@@ -175,7 +175,12 @@ describe("a link", () => {
     [CloseCode.policy, false],
   ] as const)("that closes with %i keeps its own reason, whatever the peer answers", async ([code, breach]) => {
     const { edge, agentSocket, edgeEnd } = await connectLinks();
+    let breachesTold = 0;
+    edge.onBreach = () => {
+      breachesTold += 1;
+    };
     edge.close(code, "said here");
+    expect(breachesTold).toBe(breach ? 1 : 0);
     // A close frame with 4000: nothing is wrong, it says.
     agentSocket.write(Buffer.from([0x88, 0x82, 0, 0, 0, 0, 0x0f, 0xa0]));
     expect(await withDeadline(edgeEnd, { what: "close" })).toEqual({ code, reason: "said here", breach });

@@ -59,6 +59,8 @@ export class Link {
   onMessage: (message: Uint8Array) => void = () => undefined;
   /** Once, when the transport is gone. */
   onClosed: (end: LinkEnd) => void = () => undefined;
+  /** At once, when this end closes because of what the peer sent; `onClosed` follows when the peer has answered or was cut. */
+  onBreach: () => void = () => undefined;
   /** The last write is through: the next may start. */
   onWritable: () => void = () => undefined;
   /** Bytes on the WebSocket, frames and their headers. */
@@ -143,6 +145,7 @@ export class Link {
     if (this.#dead) return;
     this.#dead = true;
     this.#own = { code, reason };
+    if (breaches.has(code)) this.onBreach();
     // A close frame holds at most 123 bytes of reason (RFC 6455 §5.5).
     this.#webSocket.close(code, reason.slice(0, 120));
   }
@@ -192,7 +195,9 @@ export class Link {
   #fail(error: Error): void {
     // `ws` closes by itself after an error; only the kind of error is kept, never its text.
     const code = (error as NodeJS.ErrnoException).code;
+    const isFirst = this.#failure === undefined && !this.#dead;
     this.#failure ??= typeof code === "string" ? code : "WebSocket error";
+    if (isFirst && this.#failure.startsWith("WS_ERR_")) this.onBreach();
   }
 
   #end(code: number, reason: string): void {
