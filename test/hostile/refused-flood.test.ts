@@ -11,12 +11,12 @@ import { metric } from "../support/metric.ts";
 import { SallyportPair } from "../support/sallyport-pair.ts";
 import { startTcpServer, type TcpServer } from "../support/tcp-server.ts";
 
-const ROUNDS = 10;
+const ROUNDS = 40;
 const REFUSED = 10_000;
 const PER_ROUND = REFUSED / ROUNDS;
 /** Connects on their way at a time. */
 const AT_ONCE = 20;
-const PER_SECOND = 1_000;
+const PER_SECOND = 400;
 
 let pair: SallyportPair;
 let target: TcpServer;
@@ -50,8 +50,9 @@ function knock(port: number, from: string): Promise<string> {
 }
 
 interface Round {
-  /** Bytes a millisecond that the partner's transfer had. */
-  readonly rate: number;
+  /** Bytes of the partner's transfer, and the time that they had. */
+  readonly bytes: number;
+  readonly elapsedMs: number;
   readonly endings: ReadonlySet<string>;
   readonly perSecond: number;
 }
@@ -72,7 +73,7 @@ async function round(port: number, from: string, perSecond: number): Promise<Rou
   };
   await Promise.all(Array.from({ length: AT_ONCE }, run));
   const elapsedMs = performance.now() - startedAt;
-  return { rate: (received - bytesBefore) / elapsedMs, endings, perSecond: (PER_ROUND * 1_000) / elapsedMs };
+  return { bytes: received - bytesBefore, elapsedMs, endings, perSecond: (PER_ROUND * 1_000) / elapsedMs };
 }
 
 test("10,000 refused connections open and dial nothing, and a transfer keeps four fifths of its rate", async () => {
@@ -91,14 +92,14 @@ test("10,000 refused connections open and dial nothing, and a transfer keeps fou
   const dialsBefore = metric(await pair.agentMetrics(), "agent_connections_total");
   const refusedBefore = await refused();
 
-  const ratios: number[] = [];
+  const rounds: { readonly loud: Round; readonly quiet: Round }[] = [];
   for (let at = 0; at < ROUNDS; at += 1) {
     const loud = await round(port, `127.0.${1 + at}.1`, PER_SECOND);
     // A machine that is busy otherwise may not reach the rate; the other round takes as much time as this one then.
     const quiet = await round(nobody, "127.0.0.1", loud.perSecond);
     expect([...quiet.endings]).toEqual(["ECONNREFUSED"]);
     expect([...loud.endings]).toEqual(["ECONNRESET"]);
-    ratios.push(loud.rate / quiet.rate);
+    rounds.push({ loud, quiet });
   }
 
   expect((await refused()) - refusedBefore).toBe(REFUSED);
@@ -106,9 +107,13 @@ test("10,000 refused connections open and dial nothing, and a transfer keeps fou
   expect(metric(await pair.edgeMetrics(), "edge_connections_total")).toBe(1);
   expect(metric(await pair.edgeMetrics(), "edge_tunnel_streams")).toBe(1);
   expect(target.acceptedConnections).toBe(1);
-  const median = ratios.toSorted((a, b) => a - b)[Math.floor(ROUNDS / 2)]!;
-  // Printed for the books; the bound is on the median.
-  process.stdout.write(`refused flood: ratios ${ratios.map((ratio) => ratio.toFixed(2)).join(" ")}\n`);
-  expect(median).toBeGreaterThanOrEqual(0.8);
+  // Of all rounds together: they are short and take turns, so that what else the machine does falls on both alike.
+  const rateOf = (of: "loud" | "quiet") =>
+    rounds.reduce((sum, both) => sum + both[of].bytes, 0) / rounds.reduce((sum, both) => sum + both[of].elapsedMs, 0);
+  const kept = rateOf("loud") / rateOf("quiet");
+  process.stdout.write(
+    `a transfer kept ${(kept * 100).toFixed(0)} % of its rate beside a flood of refused connections\n`,
+  );
+  expect(kept).toBeGreaterThanOrEqual(0.8);
   partner.destroy();
 }, 300_000);
