@@ -157,13 +157,13 @@ describe("replicas", () => {
     await pollUntil(async () => ((await agents()).length === 2 ? true : undefined), { what: "two agents" });
     const partners = [connectPartner(pair), connectPartner(pair)];
     for (const partner of partners) await echoes(partner, "x");
-    const streamsOf = async (name: string) => (await agents()).find(({ agent }) => agent === name)?.streams;
-    expect([await streamsOf("agent-under-test"), await streamsOf("agent-two")]).toEqual([1, 1]);
+    const streams = async () => Object.fromEntries((await agents()).map(({ agent, streams: count }) => [agent, count]));
+    expect(await streams()).toEqual({ "agent-under-test": 1, "agent-two": 1 });
     second.signal("SIGTERM");
-    await second.waitForLine(/"msg":"draining"/);
+    await pair.edge.process.waitForLine(/"msg":"agent is draining"/);
     const later = Array.from({ length: 4 }, () => connectPartner(pair));
     for (const partner of later) await echoes(partner, "y");
-    expect([await streamsOf("agent-under-test"), await streamsOf("agent-two")]).toEqual([5, 1]);
+    expect(await streams()).toEqual({ "agent-under-test": 5, "agent-two": 1 });
     for (const partner of partners) await echoes(partner, "what runs goes on");
     // A second signal: it leaves now, and one of the first two streams with it.
     const endings = partners.map((partner) => socketEnding(partner));
