@@ -66,6 +66,18 @@ export {
   parseListenAddress,
   parsePort,
 } from "./host-port.ts";
+export { crc32c } from "./crc32c.ts";
+export {
+  encodeLocalProxyHeader,
+  encodeProxyHeader,
+  parseProxyHeader,
+  PROXY_HEADER_MAX_BYTES,
+  type ProxyAdditions,
+  type ProxyEndpoint,
+  type ProxyHeader,
+  type ProxyHeaderParse,
+  type ProxyHeaderToWrite,
+} from "./proxy-header.ts";
 export { name } from "./name.ts";
 export { nearestWord } from "./nearest-word.ts";
 export { configSchemaText } from "./schema-file.ts";
