@@ -4,7 +4,15 @@
  * its encoder and to bytes that come in pieces.
  */
 import { readFileSync } from "node:fs";
-import { formatCidr, formatHostPort, formatIpAddress, parseCidr, parseHostPort, parseIpAddress } from "@sallyport/host";
+import {
+  formatCidr,
+  formatHostPort,
+  formatIpAddress,
+  parseCidr,
+  parseHostPort,
+  parseIpAddress,
+  parseProxyHeader,
+} from "@sallyport/host";
 import { decodeFrame, encodeFrame, type Frame, ProtocolError } from "@sallyport/protocol";
 import {
   formatAgentHello,
@@ -14,6 +22,7 @@ import {
   parseEdgeHello,
   parsePairingLine,
 } from "@sallyport/tunnel";
+import { parseClientHello } from "../../packages/edge/src/client-hello.ts";
 
 /** Takes bytes as they arrive; what it makes of them does not depend on where they were split. */
 export interface StreamingDecoder {
@@ -67,6 +76,64 @@ const isReason = (error: unknown) => error instanceof Error && error.constructor
 
 const proof = { nonce: Buffer.alloc(32, 5), mac: Buffer.alloc(32, 9) };
 const pairing = { address: "edge.example.com:7443", client: "lan", token: "A".repeat(43) };
+
+/** Of HAProxy, nginx and AWS, and what the specification allows besides. */
+const proxyHeaders = [
+  ...seeds(
+    "PROXY TCP4 203.0.113.9 198.51.100.20 40000 443\r\n",
+    "PROXY TCP6 2001:db8::1 ::1 35710 19611\r\nrest",
+    "PROXY UNKNOWN\r\n",
+    "PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n",
+  ),
+  ...[
+    "20000000",
+    "21000003ffffff",
+    "2111000c7f0000017f000001b20a4c9c",
+    "21110014cb007107c6336414c73801bb2000050000000000",
+    "2111001ccb007107c6336414c73801bb0100026832020002612e040002ffffea0000",
+    `21210024${"00".repeat(15)}01${"00".repeat(15)}018b7e4c9b`,
+    "2111003bcb007107c6336414c73801bb020010736674702e6578616d706c652e636f6d050012632d3031323334353637383961626364656603000465394080",
+  ].map((rest) => new Uint8Array(Buffer.from(`0d0a0d0a000d0a515549540a${rest}`, "hex"))),
+];
+
+function proxyHeaderOf(bytes: Uint8Array) {
+  const parsed = parseProxyHeader(bytes);
+  return parsed.type === "header" ? parsed : undefined;
+}
+
+const withLength = (hex: string) => (hex.length / 2).toString(16).padStart(4, "0") + hex;
+/** What a TLS client sends for `sftp.example` and `h2`. */
+const helloBody =
+  `0303${"07".repeat(32)}000006130113021303` +
+  "0100" +
+  withLength(
+    "00000011000f00000c736674702e6578616d706c65" +
+      "0010000500030268320a0a0001000033000400020000002d00020101002b0003020304000d0006000408040403000a00040002001d",
+  );
+const helloMessage = `0100${withLength(helloBody)}`;
+/** The message in records of so many bytes. */
+function inRecords(size: number): Uint8Array {
+  const fragments = helloMessage.match(new RegExp(`.{1,${2 * size}}`, "g")) ?? [];
+  return new Uint8Array(Buffer.from(fragments.map((fragment) => `160301${withLength(fragment)}`).join(""), "hex"));
+}
+
+function clientHelloOf(bytes: Uint8Array) {
+  const parsed = parseClientHello(bytes);
+  return parsed.type === "hello" ? parsed.hello : undefined;
+}
+
+/** A parser that wants everything from the start, given pieces: as the edge gives them to it. */
+function accumulating(decode: (bytes: Uint8Array) => unknown): StreamingDecoder {
+  let bytes = Buffer.alloc(0);
+  let value: unknown;
+  return {
+    push: (chunk) => {
+      bytes = Buffer.concat([bytes, chunk]);
+      value ??= decode(bytes);
+      return value;
+    },
+  };
+}
 
 export const decoders: readonly FuzzedDecoder[] = [
   decoder<Frame>({
@@ -133,5 +200,19 @@ export const decoders: readonly FuzzedDecoder[] = [
     decode: (bytes) => parseHostPort(text(bytes)),
     encode: (value) => Buffer.from(formatHostPort(value)),
     allows: isReason,
+  }),
+  decoder({
+    name: "PROXY headers",
+    weight: 1,
+    seeds: proxyHeaders,
+    decode: proxyHeaderOf,
+    stream: () => accumulating(proxyHeaderOf),
+  }),
+  decoder({
+    name: "greetings of TLS clients",
+    weight: 1,
+    seeds: [inRecords(16_384), inRecords(40), inRecords(1)],
+    decode: clientHelloOf,
+    stream: () => accumulating(clientHelloOf),
   }),
 ];

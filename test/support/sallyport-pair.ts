@@ -14,6 +14,10 @@ export interface PairDeployment {
   readonly direct?: boolean;
   /** What happens while no agent is connected. Default: connections are reset at once. */
   readonly hold?: object;
+  /** The deployment whose listener it shares. Default: a listener of its own. */
+  readonly listener?: string;
+  /** Further keys of its listener. */
+  readonly listenerConfig?: Readonly<Record<string, unknown>>;
   /** Further keys of the deployment; one given here replaces the one that the pair would write, `undefined` takes it out. */
   readonly settings?: Readonly<Record<string, unknown>>;
 }
@@ -240,21 +244,26 @@ export class SallyportPair {
   async #edgeConfig(metricsPort: number): Promise<Record<string, unknown>> {
     const tunnelPort = await findFreePort();
     const publicAddress = (await this.#options.publicAddress?.(tunnelPort)) ?? `127.0.0.1:${tunnelPort}`;
-    for (const { name } of this.#options.deployments) this.#listenerPorts.set(name, await findFreePort());
+    for (const { name, listener } of this.#options.deployments) {
+      this.#listenerPorts.set(name, listener === undefined ? await findFreePort() : this.listenerPort(listener));
+    }
     return {
       name: "edge-under-test",
       stateDir: await this.#makeStateDir("edge"),
       tunnels: [{ name: "dmz", listen: `127.0.0.1:${tunnelPort}`, publicAddress }],
       clients: [{ name: "lan" }],
       ipFilters: [{ name: "loopback", default: "block", rules: [{ action: "allow", cidr: "127.0.0.0/8" }] }],
-      listeners: this.#options.deployments.map(({ name }) => ({
+      listeners: this.#options.deployments
+        .filter(({ listener }) => listener === undefined)
+        .map(({ name, listenerConfig }) => ({
+          name,
+          listen: `127.0.0.1:${this.listenerPort(name)}`,
+          ipFilter: "loopback",
+          ...listenerConfig,
+        })),
+      deployments: this.#options.deployments.map(({ name, listener, target, direct, hold, settings }) => ({
         name,
-        listen: `127.0.0.1:${this.listenerPort(name)}`,
-        ipFilter: "loopback",
-      })),
-      deployments: this.#options.deployments.map(({ name, target, direct, hold, settings }) => ({
-        name,
-        listener: name,
+        listener: listener ?? name,
         target,
         ...(direct === true ? {} : { via: { tunnel: "dmz", client: "lan" } }),
         hold: hold ?? { timeout: "0s" },

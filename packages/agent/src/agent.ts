@@ -18,7 +18,7 @@ import {
   registerAccessLogMetrics,
   Resolver,
 } from "@sallyport/host";
-import { STRIPE_FEATURE, MemoryBudget } from "@sallyport/protocol";
+import { FEATURES, MemoryBudget } from "@sallyport/protocol";
 import { Registry } from "prom-client";
 import { adminRoutes } from "./admin-routes.ts";
 import { type AgentConfig, loadAgentConfig } from "./config.ts";
@@ -172,7 +172,7 @@ export class Agent {
             agent: config.name,
             // Of each entry its own: two of them may lead to one edge, by different tunnels.
             process: randomBytes(16).toString("hex"),
-            features: [STRIPE_FEATURE],
+            features: FEATURES.slice(),
             initialCredit: INITIAL_CREDIT_BYTES,
             maxStreams,
             links: config.links,

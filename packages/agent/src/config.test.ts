@@ -24,7 +24,7 @@ stateDir: /var/lib/sallyport-agent
 edges:
   - credentialsFile: /var/lib/sallyport-agent/dmz-1.credentials
 links: 2
-services: { sftp: sftp.corp.example:22, db: { target: "[fd00::1]:5432", maxConnections: 5, dialsPerSecond: 10 } }
+services: { sftp: sftp.corp.example:22, db: { target: "[fd00::1]:5432", maxConnections: 5, dialsPerSecond: 10, proxyProtocol: allow } }
 allow: [ "10.20.0.0/16:22", "db.corp.example:5432" ]
 metrics: { listen: 127.0.0.1:9181 }
 proxy: { url: "http://proxy.corp.example:3128/", credentialsFile: /etc/proxy }
@@ -39,8 +39,16 @@ proxy: { url: "http://proxy.corp.example:3128/", credentialsFile: /etc/proxy }
     proxy: { url: "http://proxy.corp.example:3128", credentialsFile: "/etc/proxy" },
   });
   expect([...config.services]).toEqual([
-    ["sftp", { target: { host: "sftp.corp.example", port: 22 }, maxConnections: undefined, dialsPerSecond: undefined }],
-    ["db", { target: { host: "fd00::1", port: 5432 }, maxConnections: 5, dialsPerSecond: 10 }],
+    [
+      "sftp",
+      {
+        target: { host: "sftp.corp.example", port: 22 },
+        maxConnections: undefined,
+        dialsPerSecond: undefined,
+        proxyProtocol: "deny",
+      },
+    ],
+    ["db", { target: { host: "fd00::1", port: 5432 }, maxConnections: 5, dialsPerSecond: 10, proxyProtocol: "allow" }],
   ]);
   expect(config.allow.map(({ text }) => text)).toEqual(["10.20.0.0/16:22", "db.corp.example:5432"]);
 });
@@ -54,6 +62,7 @@ test("a small file has every default", () => {
     renewLinks: 3_600_000,
     services: new Map(),
     allow: [{ text: "db:1", subject: { type: "name", name: "db" }, ports: { first: 1, last: 1 } }],
+    allowProxyProtocol: "deny",
     timeouts: { connect: 5_000, idle: 3_600_000, halfClose: 30_000 },
     limits: { maxStreams: 10_000, dialsPerSecond: 5_000 },
     reconnect: { min: 200, max: 20_000 },
@@ -85,7 +94,7 @@ test.each([
   ],
   [
     "services: { db: 5432 }",
-    "agent.yaml:3:17: services.db: must be host:port, or a map with target, maxConnections and dialsPerSecond",
+    "agent.yaml:3:17: services.db: must be host:port, or a map with target, maxConnections, dialsPerSecond and proxyProtocol",
   ],
   ["services: { db: }", "agent.yaml:3:13: services.db: has no value; give it one or remove the key"],
   ["services: { db: { maxConnections: 1 } }", "agent.yaml:3:13: services.db.target: required"],

@@ -35,7 +35,11 @@ export interface Service {
   readonly maxConnections: number | undefined;
   /** Dials in a second; undefined: only the limits of the agent hold. */
   readonly dialsPerSecond: number | undefined;
+  /** Whether an edge may have a PROXY header written to it. */
+  readonly proxyProtocol: ProxyProtocolPermission;
 }
+
+export type ProxyProtocolPermission = "allow" | "deny";
 
 /**
  * One entry of `allow`. A rule on addresses is checked against the resolved address, a rule on a name against the name.
@@ -53,7 +57,14 @@ export interface AllowRule {
 
 const service = z.union(
   [
-    hostPort().transform((target): Service => ({ target, maxConnections: undefined, dialsPerSecond: undefined })),
+    hostPort().transform(
+      (target): Service => ({
+        target,
+        maxConnections: undefined,
+        dialsPerSecond: undefined,
+        proxyProtocol: "deny",
+      }),
+    ),
     z
       .strictObject({
         target: hostPort().describe("host:port that is dialled."),
@@ -63,10 +74,18 @@ const service = z.union(
         dialsPerSecond: count()
           .optional()
           .describe("Dials of the service in a second. Left out: only the limits of the agent hold."),
+        proxyProtocol: z
+          .enum(["allow", "deny"])
+          .default("deny")
+          .describe(
+            "allow: an edge may have a PROXY header written to the service, with the partner's address as the edge claims it.",
+          ),
       })
-      .transform(({ target, maxConnections, dialsPerSecond }): Service => ({ target, maxConnections, dialsPerSecond })),
+      .transform(({ target, maxConnections, dialsPerSecond, proxyProtocol }): Service => {
+        return { target, maxConnections, dialsPerSecond, proxyProtocol };
+      }),
   ],
-  spoken("must be host:port, or a map with target, maxConnections and dialsPerSecond"),
+  spoken("must be host:port, or a map with target, maxConnections, dialsPerSecond and proxyProtocol"),
 );
 
 const allowRule = z
@@ -156,6 +175,10 @@ export const agentConfigSchema = z
       .max(10_000)
       .default([])
       .describe("Targets that an edge may ask for by address."),
+    allowProxyProtocol: z
+      .enum(["allow", "deny"])
+      .default("deny")
+      .describe("The same as a service's `proxyProtocol`, for the targets that `allow` admits."),
     timeouts: timeoutsSection(),
     limits: z
       .strictObject({

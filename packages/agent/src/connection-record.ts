@@ -23,6 +23,8 @@ export interface ConnectionFacts {
   readonly address: string | undefined;
   /** The address that it was dialled from, with port. */
   readonly dialLocal?: string | undefined;
+  /** Version of the PROXY header that the target got, or was to get: `v1`, `v2`. */
+  readonly proxyProtocol?: string | undefined;
   /** Targets of a pool that were tried, the last included; undefined without a pool. */
   readonly attempts?: number | undefined;
   readonly redispatched?: boolean | undefined;

@@ -61,6 +61,7 @@ function startAgent(edge: { port: number } & Partial<HandWrittenEdge>, options: 
           target: { host: target.slice(0, at), port: Number(target.slice(at + 1)) },
           maxConnections: undefined,
           dialsPerSecond: undefined,
+          proxyProtocol: "deny" as const,
         },
       ];
     }),

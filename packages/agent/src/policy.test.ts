@@ -4,7 +4,12 @@ import { parseAllowRule, type Service } from "./config.ts";
 import { Policy } from "./policy.ts";
 
 function service(host: string, port: number): Service {
-  return { target: { host, port }, maxConnections: undefined, dialsPerSecond: undefined };
+  return {
+    target: { host, port },
+    maxConnections: undefined,
+    dialsPerSecond: undefined,
+    proxyProtocol: "deny" as const,
+  };
 }
 
 function policy(options: { services?: Record<string, Service>; allow?: string[] }): Policy {

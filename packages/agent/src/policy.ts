@@ -7,21 +7,16 @@
  * address or `localhost`, or an allow rule that lies wholly inside such a range. `0.0.0.0/0` does not admit 127.0.0.1, and
  * a name that somebody points at 169.254.169.254 leads nowhere.
  */
-import {
-  cidrContains,
-  type Cidr,
-  type HostPort,
-  type IpAddress,
-  isSpecialAddress,
-  parseIpAddress,
-} from "@sallyport/host";
-import type { AllowRule, Service } from "./config.ts";
+import { cidrContains, type Cidr, type IpAddress, isSpecialAddress, parseIpAddress } from "@sallyport/host";
+import type { AllowRule, ProxyProtocolPermission, Service } from "./config.ts";
 import { parseTargetAddress } from "./target-address.ts";
 
 /** The keys of the configuration that decide. */
 export interface PolicyRules {
   readonly services: ReadonlyMap<string, Service>;
   readonly allow: readonly AllowRule[];
+  /** Of targets that `allow` admits; a service says so itself. Default: deny. */
+  readonly allowProxyProtocol?: ProxyProtocolPermission;
 }
 
 /** A target that may be resolved; whether it may be dialled is decided on its address. */
@@ -31,6 +26,8 @@ export interface Decision {
   readonly port: number;
   /** The service that was named; undefined where `allow` admitted the target. */
   readonly service?: string;
+  /** Whether an edge may have a PROXY header written to it. */
+  readonly proxyProtocol: ProxyProtocolPermission;
   /** Why this address of the target is not dialled; undefined: it may be. */
   readonly admit: (address: IpAddress) => string | undefined;
   /** The rule that admits the address, for records. */
@@ -42,12 +39,14 @@ const MAX_TARGET_CHARACTERS = 300;
 
 export class Policy {
   readonly #services: ReadonlyMap<string, Service>;
+  readonly #allowProxyProtocol: ProxyProtocolPermission;
   readonly #cidrRules: readonly (AllowRule & { subject: { type: "cidr" } })[];
   readonly #nameRules: ReadonlyMap<string, readonly AllowRule[]>;
 
   /** Without any rule everything is forbidden. */
   constructor(rules: PolicyRules) {
     this.#services = rules.services;
+    this.#allowProxyProtocol = rules.allowProxyProtocol ?? "deny";
     this.#cidrRules = rules.allow.filter((rule): rule is AllowRule & { subject: { type: "cidr" } } => {
       return rule.subject.type === "cidr";
     });
@@ -65,7 +64,7 @@ export class Policy {
   decide(target: string): Decision | undefined {
     if (target.length > MAX_TARGET_CHARACTERS) return undefined;
     const service = this.#services.get(target);
-    if (service !== undefined) return decideService(target, service.target);
+    if (service !== undefined) return decideService(target, service);
     const wanted = parseTargetAddress(target);
     if (wanted === undefined) return undefined;
     const { host, port } = wanted;
@@ -76,6 +75,7 @@ export class Policy {
     const decision = decisionBy({
       host,
       port,
+      proxyProtocol: this.#allowProxyProtocol,
       find: (address) => {
         if (nameRule !== undefined && nameAdmits(host, address)) return nameRule.text;
         return cidrRules.find((rule) => cidrAdmits(rule.subject.cidr, address))?.text;
@@ -87,12 +87,13 @@ export class Policy {
   }
 }
 
-function decideService(name: string, { host, port }: HostPort): Decision {
+function decideService(name: string, { target: { host, port }, proxyProtocol }: Service): Decision {
   const literal = parseIpAddress(host);
   return {
     ...decisionBy({
       host,
       port,
+      proxyProtocol,
       find: (address) => {
         const admitted = literal === undefined ? nameAdmits(host, address) : sameAddress(literal, address);
         return admitted ? `service ${name}` : undefined;
@@ -105,12 +106,14 @@ function decideService(name: string, { host, port }: HostPort): Decision {
 function decisionBy(options: {
   host: string;
   port: number;
+  proxyProtocol: ProxyProtocolPermission;
   find: (address: IpAddress) => string | undefined;
 }): Decision {
-  const { host, port, find } = options;
+  const { host, port, proxyProtocol, find } = options;
   return {
     host,
     port,
+    proxyProtocol,
     ruleFor: find,
     admit: (address) => {
       if (find(address) !== undefined) return undefined;

@@ -1,7 +1,15 @@
 import { once } from "node:events";
 import type { Socket } from "node:net";
-import { DialError, type DialErrorReason, type Dialled, type DialOptions, dial, ResolveError } from "@sallyport/host";
-import { CHECK_PARTNER, type Open, ResetCode, resetReason } from "@sallyport/protocol";
+import {
+  DialError,
+  type DialErrorReason,
+  type Dialled,
+  type DialOptions,
+  dial,
+  parseProxyHeader,
+  ResolveError,
+} from "@sallyport/host";
+import { CHECK_PARTNER, type Open, type OpenProxy, ResetCode, resetReason } from "@sallyport/protocol";
 import type { StreamHandler, TunnelStream } from "@sallyport/tunnel";
 import { pino } from "pino";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
@@ -88,17 +96,21 @@ function makeConnections(options: {
   dial?: TargetContext["dial"];
   resolve?: (name: string) => Promise<string[]>;
   connectMs?: number;
+  proxyProtocol?: "allow" | "deny";
+  allowProxyProtocol?: "allow" | "deny";
 }): TargetConnections {
   const port = options.port ?? 9;
+  const common = { dialsPerSecond: undefined, proxyProtocol: options.proxyProtocol ?? ("deny" as const) };
   const services = new Map([
-    [
-      "sftp",
-      { target: { host: "127.0.0.1", port }, maxConnections: options.maxConnections, dialsPerSecond: undefined },
-    ],
-    ["named", { target: { host: "db.corp.example", port }, maxConnections: undefined, dialsPerSecond: undefined }],
+    ["sftp", { target: { host: "127.0.0.1", port }, maxConnections: options.maxConnections, ...common }],
+    ["named", { target: { host: "db.corp.example", port }, maxConnections: undefined, ...common }],
   ]);
   return new TargetConnections({
-    policy: new Policy({ services, allow: (options.allow ?? []).map(parseAllowRule) }),
+    policy: new Policy({
+      services,
+      allow: (options.allow ?? []).map(parseAllowRule),
+      ...(options.allowProxyProtocol === undefined ? {} : { allowProxyProtocol: options.allowProxyProtocol }),
+    }),
     limits: new DialLimits({ maxConnections: 100, dialsPerSecond: 100, services }),
     resolver: { resolve: options.resolve ?? (() => Promise.reject(new ResolveError("not_found", "ENOTFOUND"))) },
     dial: options.dial ?? dial,
@@ -111,9 +123,14 @@ function openOf(target: string, partner = "192.0.2.1:5000"): Open {
   return { stream: 1, connection: "c-1", target, deployment: "d", partner, limit: 262_144 };
 }
 
-function serve(connections: TargetConnections, target: string, partner?: string): FakeStream {
+function serve(
+  connections: TargetConnections,
+  target: string,
+  { partner, proxy }: { partner?: string; proxy?: OpenProxy } = {},
+): FakeStream {
   const stream = new FakeStream();
-  stream.handler = connections.serve("dmz-1", openOf(target, partner), stream as unknown as TunnelStream);
+  const open = { ...openOf(target, partner), ...(proxy === undefined ? {} : { proxy }) };
+  stream.handler = connections.serve("dmz-1", open, stream as unknown as TunnelStream);
   return stream;
 }
 
@@ -345,11 +362,11 @@ describe("a check of an edge", () => {
   it("leaves no record whether the target is there or not, and counts as a check", async () => {
     const server = await startTarget((socket) => void socket.write("ready\n"));
     const connections = makeConnections({ port: server.port });
-    const stream = serve(connections, "sftp", CHECK_PARTNER);
+    const stream = serve(connections, "sftp", { partner: CHECK_PARTNER });
     await stream.heard(/accept/);
     stream.handler?.onReset(ResetCode.cancelled, "peer");
     const failing = makeConnections({ dial: () => Promise.reject(new DialError("refused")) });
-    const refused = serve(failing, "sftp", CHECK_PARTNER);
+    const refused = serve(failing, "sftp", { partner: CHECK_PARTNER });
     await refused.heard(/reset targetRefused/);
     expect(records).toEqual([]);
     expect([connections.checks.get("sftp"), connections.dialled.get("sftp")]).toEqual([1, undefined]);
@@ -357,7 +374,7 @@ describe("a check of an edge", () => {
   });
 
   it("is recorded when the policy forbids its target", () => {
-    serve(makeConnections({}), "other", CHECK_PARTNER);
+    serve(makeConnections({}), "other", { partner: CHECK_PARTNER });
     expect(records).toHaveLength(1);
   });
 
@@ -365,7 +382,7 @@ describe("a check of an edge", () => {
     const received: Buffer[] = [];
     const server = await startTarget((socket) => socket.on("data", (bytes) => received.push(bytes)));
     const connections = makeConnections({ port: server.port });
-    const stream = serve(connections, "sftp", CHECK_PARTNER);
+    const stream = serve(connections, "sftp", { partner: CHECK_PARTNER });
     await stream.heard(/accept/);
     stream.handler?.onData(Buffer.alloc(1_025));
     const wait = async () => {
@@ -374,5 +391,97 @@ describe("a check of an edge", () => {
     await withDeadline(wait(), { what: "the bytes at the target" });
     stream.handler?.onReset(ResetCode.cancelled, "peer");
     expect(records).toMatchObject([{ partner: "check", bytesIn: 1_025 }]);
+  });
+});
+
+describe("a PROXY header that an edge asks for", () => {
+  const wanted: OpenProxy = [2, "203.0.113.7:51000", "198.51.100.20:443", "sftp.example.com", ""];
+  const allowed = { proxyProtocol: "allow", allow: ["127.0.0.1:*"], allowProxyProtocol: "deny" } as const;
+
+  /** All bytes that a target got, after the partner has sent `hello` and ended. */
+  async function receivedBy(proxy: OpenProxy, options: Partial<Parameters<typeof makeConnections>[0]> = {}) {
+    const parts: Buffer[] = [];
+    let ends: { local: string; remote: string } | undefined;
+    const target = await startTarget((socket) => {
+      ends = { local: `${socket.localPort}`, remote: `${socket.remotePort}` };
+      socket.on("data", (bytes: Buffer) => parts.push(bytes));
+      socket.on("end", () => socket.end());
+    });
+    const connections = makeConnections({ port: target.port, ...allowed, allow: [...allowed.allow], ...options });
+    const stream = serve(connections, options.allowProxyProtocol === "allow" ? `127.0.0.1:${target.port}` : "sftp", {
+      proxy,
+    });
+    stream.handler?.onData(Buffer.from("hello"));
+    stream.handler?.onEnd();
+    await stream.heard(/^end$/);
+    expect(stream.consumed).toBe(5);
+    stream.handler?.onFinished();
+    return { received: Buffer.concat(parts), ends };
+  }
+
+  it("comes first, with the id of the connection, and counts for no byte of the stream", async () => {
+    const { received } = await receivedBy(wanted);
+    const parsed = parseProxyHeader(received);
+    expect(parsed).toMatchObject({
+      type: "header",
+      header: { type: "proxied", version: 2, source: { port: 51_000 }, destination: { port: 443 } },
+    });
+    const { header, length } = parsed as Extract<typeof parsed, { type: "header" }>;
+    const { authority, uniqueId, alpn } = header as Extract<typeof header, { type: "proxied" }>;
+    expect([authority, uniqueId, alpn].map((bytes) => bytes && Buffer.from(bytes).toString())).toEqual([
+      "sftp.example.com",
+      "c-1",
+      undefined,
+    ]);
+    expect(received.subarray(length).toString()).toBe("hello");
+    expect(records).toMatchObject([{ code: "--", proxyProtocol: "v2", bytesIn: 5, partner: "192.0.2.1:5000" }]);
+  });
+
+  it.each<[OpenProxy, (ends: { local: string; remote: string } | undefined) => string]>([
+    [[1, "203.0.113.7:51000", "198.51.100.20:443", "", ""], () => "PROXY TCP4 203.0.113.7 198.51.100.20 51000 443\r\n"],
+    [[1, "[2001:db8::1]:1", "192.0.2.1:2", "", ""], () => "PROXY TCP6 2001:db8::1 ::ffff:192.0.2.1 1 2\r\n"],
+    [[1, "", "", "", ""], (ends) => `PROXY TCP4 127.0.0.1 127.0.0.1 ${ends?.remote} ${ends?.local}\r\n`],
+    [[2, "", "", "", ""], () => "\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"],
+  ])("is written as %j says", async (proxy, header) => {
+    const { received, ends } = await receivedBy(proxy);
+    expect(received.toString("latin1")).toBe(`${header(ends)}hello`);
+  });
+
+  it("may be allowed for the targets of `allow`", async () => {
+    const { received } = await receivedBy([1, "192.0.2.1:1", "192.0.2.2:2", "", ""], {
+      proxyProtocol: "deny",
+      allowProxyProtocol: "allow",
+    });
+    expect(received.toString()).toBe("PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nhello");
+  });
+
+  it.each<[string, string, OpenProxy, object]>([
+    ["a service that does not allow it", "named", wanted, { proxyProtocol: "deny", allowProxyProtocol: "allow" }],
+    ["a target of `allow` that does not allow it", "127.0.0.1:9", wanted, { allowProxyProtocol: "deny" }],
+  ])("is refused for %s, and nothing is dialled", (_, target, proxy, options) => {
+    let dials = 0;
+    const dialNever = () => {
+      dials += 1;
+      return Promise.reject(new DialError("refused"));
+    };
+    const connections = makeConnections({ ...allowed, allow: [...allowed.allow], dial: dialNever, ...options });
+    expect(serve(connections, target, { proxy }).calls).toEqual(["reset forbidden"]);
+    expect(dials).toBe(0);
+    expect(connections.forbidden).toBe(1);
+    expect(records).toMatchObject([
+      { level: 40, code: "PC", reason: "PROXY header not allowed by the agent", rule: "proxyProtocol: deny" },
+    ]);
+  });
+
+  it.each<OpenProxy>([
+    [2, "db.corp.example:1", "192.0.2.1:1", "", ""],
+    [2, "192.0.2.1:1", "", "", ""],
+    [2, "2001:db8::1:1", "192.0.2.1:1", "", ""],
+    [1, "192.0.2.1:65536", "192.0.2.1:1", "", ""],
+    [1, "192.0.2.1:1", "192.0.2.1:1\r\n", "", ""],
+  ])("is refused where no header can be made of it: %j", (...proxy) => {
+    const connections = makeConnections({ ...allowed, allow: [] });
+    expect(serve(connections, "sftp", { proxy }).calls).toEqual(["reset forbidden"]);
+    expect(records).toMatchObject([{ code: "PC", rule: "the edge names no addresses" }]);
   });
 });

@@ -18,6 +18,7 @@ import { CHECK_PARTNER, type Open, ResetCode } from "@sallyport/protocol";
 import { Ended, type Ending, endingOf, Splice, type StreamHandler, type TunnelStream } from "@sallyport/tunnel";
 import type { ConnectionFacts, RecordWriter } from "./connection-record.ts";
 import type { DialLimits, DialPermit } from "./dial-limits.ts";
+import { type OutboundProxyHeader, outboundProxyHeader } from "./outbound-proxy-header.ts";
 import type { Decision, Policy } from "./policy.ts";
 
 /** What connections need; read at each OPEN, so that a reload concerns new connections only. */
@@ -76,6 +77,8 @@ const MAX_CHECK_BYTES_IN = 1_024;
 const MAX_CHECK_BYTES_OUT = 16_384;
 const MAX_CHECK_MS = 65_000;
 
+const HEADER_FORBIDDEN: Ending = { code: "PC", reason: "PROXY header not allowed by the agent" };
+
 export class TargetConnection implements StreamHandler {
   readonly startedAt = new Date();
   readonly open: Open;
@@ -92,6 +95,7 @@ export class TargetConnection implements StreamHandler {
   #earlyBytes = 0;
   #earlyEnd = false;
   #splice: Splice | undefined;
+  #proxyHeader: OutboundProxyHeader | undefined;
   #address: string | undefined;
   #dialLocal: string | undefined;
   #rule: string | undefined;
@@ -116,6 +120,15 @@ export class TargetConnection implements StreamHandler {
     if (decision === undefined) {
       events.onForbidden();
       return connection.#refuse(ResetCode.forbidden, Ended.forbidden);
+    }
+    if (open.proxy !== undefined) {
+      const header = decision.proxyProtocol === "allow" ? outboundProxyHeader(open) : undefined;
+      if (header === undefined) {
+        events.onForbidden();
+        connection.#rule = decision.proxyProtocol === "allow" ? "the edge names no addresses" : "proxyProtocol: deny";
+        return connection.#refuse(ResetCode.forbidden, HEADER_FORBIDDEN);
+      }
+      connection.#proxyHeader = header;
     }
     const permit = context.limits.admit(decision.service, performance.now());
     if (typeof permit === "string") {
@@ -161,6 +174,7 @@ export class TargetConnection implements StreamHandler {
       service: this.service,
       address: this.#address,
       dialLocal: this.#dialLocal,
+      proxyProtocol: this.#proxyHeader === undefined ? undefined : `v${this.#proxyHeader.version}`,
       bytesIn: this.bytesIn,
       bytesOut: this.bytesOut,
       connectMs: since(this.#connectedAt),
@@ -222,6 +236,8 @@ export class TargetConnection implements StreamHandler {
     this.#dialLocal = formatHostPort({ host: socket.localAddress ?? "", port: socket.localPort ?? 0 });
     this.#rule = parsed === undefined ? undefined : this.#decision?.ruleFor(parsed);
     this.#connectedAt = performance.now();
+    // In one piece and before everything else, as the receiver may demand.
+    if (this.#proxyHeader !== undefined) socket.write(this.#proxyHeader.encode(socket));
     stream.accept(this.#address);
     const { idleMs, halfCloseMs } = this.#context.timeouts;
     const splice = new Splice(socket, stream, {

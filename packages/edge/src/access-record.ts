@@ -53,6 +53,8 @@ export interface ConnectionFacts {
   readonly address: string | undefined;
   /** The address that it was dialled from: of the agent, or of the edge where it dials itself. */
   readonly dialLocal?: string | undefined;
+  /** Version of the PROXY header that the target gets: `v1`, `v2`. */
+  readonly proxyProtocol?: string | undefined;
   /** Targets that were tried, the last included; undefined where none was. */
   readonly attempts?: number | undefined;
   /** True: it was served by another target than the first that was tried. */

@@ -5,6 +5,8 @@
 import { randomBytes } from "node:crypto";
 import {
   CloseCode,
+  PROXY_HEADER_FEATURE,
+  FEATURES,
   type Hello,
   type MemoryBudget,
   type OpenRefusal,
@@ -39,6 +41,8 @@ export class AgentSession {
   /** Drawn by the agent process at its start. */
   readonly process: string;
   readonly driver: SessionDriver;
+  /** What both ends can do beyond the version of the protocol. */
+  readonly features: ReadonlySet<string>;
   readonly connectedAt = new Date();
   /** Which token each link was authenticated with, for revocation. At most `MAX_LINKS`. */
   readonly tokenOfLink = new Map<Link, string>();
@@ -50,6 +54,7 @@ export class AgentSession {
     this.agent = options.hello.agent;
     this.process = options.hello.process;
     this.driver = options.driver;
+    this.features = new Set(options.hello.features.filter((feature) => FEATURES.includes(feature)));
   }
 
   get streams(): number {
@@ -152,11 +157,15 @@ export class AgentSessions {
     });
   }
 
-  /** The session on this way with the fewest streams that can take one; undefined when no agent is connected. */
-  pick(via: Via): AgentSession | undefined {
+  /**
+   * The session on this way with the fewest streams that can take one, and that has `feature` where one is needed; undefined
+   * when no such agent is connected.
+   */
+  pick(via: Via, feature?: string): AgentSession | undefined {
     let best: AgentSession | undefined;
     for (const session of this.#sessions.values()) {
       if (session.client !== via.client || session.tunnel !== via.tunnel || !session.available) continue;
+      if (feature !== undefined && !session.features.has(feature)) continue;
       if (best === undefined || session.streams < best.streams) best = session;
     }
     return best;
@@ -168,14 +177,14 @@ export class AgentSessions {
     return false;
   }
 
-  /** Opens a stream to an agent. */
+  /** Opens a stream to an agent; `noFeature`: agents are connected, and none can do what the request asks for. */
   open(
     via: Via,
     request: OpenRequest,
     handler: (stream: TunnelStream, session: AgentSession) => StreamHandler,
-  ): TunnelStream | OpenRefusal {
-    const session = this.pick(via);
-    if (session === undefined) return "noLink";
+  ): TunnelStream | OpenRefusal | "noFeature" {
+    const session = this.pick(via, request.proxy === undefined ? undefined : PROXY_HEADER_FEATURE);
+    if (session === undefined) return this.pick(via) === undefined ? "noLink" : "noFeature";
     return session.driver.open(request, (stream) => handler(stream, session));
   }
 
@@ -298,7 +307,7 @@ export class AgentSessions {
       edge: this.#options.edge,
       session: session.id,
       resumed,
-      features: [STRIPE_FEATURE],
+      features: FEATURES.slice(),
       resumeTimeoutMs: this.#options.resumeTimeoutMs,
     });
     session.driver.attach(link);

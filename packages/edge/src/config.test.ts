@@ -147,8 +147,26 @@ test.each([
   [
     "listener: web",
     "listener: sftp",
-    "deployments.1.listener: deployments.0 has this listener already; a listener has one deployment",
+    "deployments.1.listener: deployments.0 has this listener already; `sni` tells deployments of one listener apart",
   ],
+  ["startup: auto", "alpn: [h2]", "deployments.0.alpn: narrows `sni`, which is missing"],
+  ["startup: auto", "sni: ['a*.example']", "deployments.0.sni.0: a wildcard is the whole first label: *.corp.example"],
+  [
+    "startup: auto",
+    "sni: [a.example, 192.0.2.1]",
+    "deployments.0.sni.1: must be a host name, or *. and a host name; no IP address, no dot at its end",
+  ],
+  [
+    "ipFilter: partners",
+    "proxyProtocol: required",
+    "listeners.0.proxyProtocol: needs trustedProxies: the addresses whose headers are believed",
+  ],
+  [
+    "ipFilter: partners",
+    "trustedProxies: [10.0.0.2]",
+    "listeners.0.trustedProxies: has no effect without proxyProtocol: required",
+  ],
+
   [
     "name: web, listener: web",
     "name: partner-sftp, listener: web",
@@ -269,3 +287,34 @@ function undescribedKeys(schema: object, path: string): string[] {
     ...anyOf.flatMap((branch) => undescribedKeys(branch, path)),
   ];
 }
+
+const shared = (first: string, second: string) => `
+name: e
+listeners: [{ name: l, listen: "0.0.0.0:1" }]
+deployments:
+- { name: a, listener: l, target: "a.example:1"${first} }
+- { name: b, listener: l, target: "b.example:1"${second} }
+`;
+
+test.each([
+  [", sni: [a.example]", ", sni: [b.example]", "no fault"],
+  [", sni: [a.example]", "", "no fault"],
+  [", sni: [a.example]", ", sni: ['*.example']", "no fault"],
+  [", sni: [a.example], alpn: [h2]", ", sni: [a.example], alpn: [h3]", "no fault"],
+  [", sni: [a.example], alpn: [h2]", ", sni: [a.example]", "no fault"],
+  [", sni: [A.example]", ", sni: [c.example, a.EXAMPLE]", "6:67: deployments.1.sni.1: deployments.0 takes this name"],
+  [
+    ", sni: [a.example], alpn: [h2]",
+    ", sni: [a.example], alpn: [x, h2]",
+    "deployments.1.sni.0: deployments.0 takes this",
+  ],
+  [", sni: ['*.example']", ", sni: ['*.example']", "deployments.1.sni.0: deployments.0 takes this name on the same"],
+  ["", "", "deployments.1.listener: deployments.0 has this listener already"],
+])("deployments of one listener with%s and%s: %s", (first, second, says) => {
+  expect(fault(shared(first, second))).toContain(says);
+});
+
+test("server names are lower case", () => {
+  const text = shared(", sni: ['*.Corp.EXAMPLE']", "");
+  expect(checkConfigText(text, "edge.yaml", edgeConfigSchema).deployments[0]?.sni).toEqual(["*.corp.example"]);
+});

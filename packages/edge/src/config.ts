@@ -31,6 +31,7 @@ import { z } from "zod";
 import { admissionRules } from "./admission.ts";
 import { BALANCES } from "./balance.ts";
 import { detectorNames } from "./detectors.ts";
+import { ServerNameTable, serverNameFault } from "./server-name-table.ts";
 
 const cidr = z
   .string()
@@ -155,7 +156,37 @@ const listener = z.strictObject({
     })
     .prefault({})
     .describe("How rules of admission are carried out on this listener."),
+  proxyProtocol: z
+    .enum(["off", "required"])
+    .default("off")
+    .describe(
+      "required: every connection comes from one of trustedProxies and begins with a PROXY header (version 1 or 2). off: none is read.",
+    ),
+  trustedProxies: z
+    .array(cidr)
+    .max(1_000)
+    .default([])
+    .describe("Addresses of the proxies in front, whose headers are believed; needed with proxyProtocol: required."),
+  proxyHeaderTimeout: duration({ min: "100ms", max: "1m" })
+    .prefault("5s")
+    .describe("The longest time for a whole PROXY header."),
+  clientHelloTimeout: duration({ min: "100ms", max: "1m" })
+    .prefault("5s")
+    .describe(
+      "The longest time for a TLS client to say whom it wants, where deployments have `sni`. Then the default deployment takes it, or none.",
+    ),
 });
+
+const serverName = z
+  .string()
+  .meta({ pattern: "^(\\*\\.)?[a-zA-Z0-9_.-]+$", maxLength: 255 })
+  .transform((text, context) => {
+    const pattern = text.toLowerCase();
+    const fault = serverNameFault(pattern);
+    if (fault === undefined) return pattern;
+    context.addIssue({ code: "custom", message: fault });
+    return z.NEVER;
+  });
 
 const targetName = () => z.string().min(1).max(300);
 
@@ -214,7 +245,19 @@ const ejection = z.strictObject({
 
 const deployment = z.strictObject({
   name: name().describe("Name of the deployment."),
-  listener: name().describe("Name of the listener; a listener has one deployment."),
+  listener: name().describe("Name of the listener. Several deployments may share one if `sni` tells them apart."),
+  sni: z
+    .array(serverName)
+    .max(1_000)
+    .default([])
+    .describe(
+      "TLS server names that it takes: a name, or *. and a name for exactly one label more. Left out: it takes whoever no other deployment of the listener takes.",
+    ),
+  alpn: z
+    .array(z.string().regex(/^[\x21-\x7e]{1,255}$/, "must be 1 to 255 printable ASCII characters"))
+    .max(100)
+    .default([])
+    .describe("Of its `sni`, only clients that offer one of these protocols (ALPN). Left out: all."),
   target: targetName()
     .optional()
     .describe("host:port, or with `via` the name of a service that the agent defines. Either this or `targets`."),
@@ -268,6 +311,12 @@ const deployment = z.strictObject({
   maxConnections: count()
     .optional()
     .describe("Connections to this target at the same time. Left out: only the limits of listener and edge hold."),
+  proxyProtocol: z
+    .enum(["off", "v1", "v2"])
+    .default("off")
+    .describe(
+      "PROXY header with the partner's address that the target gets first. With `via` the agent writes it, if its own configuration allows it.",
+    ),
   startup: z
     .enum(["auto", "manual"])
     .default("auto")
@@ -401,20 +450,30 @@ export const edgeConfigSchema = z
     ) {
       refuse(["detectors", "noFirstByte"], "no listener has limits.firstByteTimeout, so nothing would be counted");
     }
-    const listenersInUse = new Map<string, number>();
+    for (const [at, { proxyProtocol, trustedProxies }] of config.listeners.entries()) {
+      if (proxyProtocol === "required" && trustedProxies.length === 0) {
+        refuse(["listeners", at, "proxyProtocol"], "needs trustedProxies: the addresses whose headers are believed");
+      }
+      if (proxyProtocol === "off" && trustedProxies.length > 0) {
+        refuse(["listeners", at, "trustedProxies"], "has no effect without proxyProtocol: required");
+      }
+    }
+    for (const [path, { proxyHeader }] of [
+      [["admission", "rules", "proxyHeader"], config.admission.rules] as const,
+      ...config.listeners.map(
+        ({ admission }, at) => [["listeners", at, "admission", "rules", "proxyHeader"], admission.rules] as const,
+      ),
+    ]) {
+      if (proxyHeader?.enabled === false || proxyHeader?.dryRun === true) {
+        refuse(path, "a header that is required cannot be left out: only onDeny can be set; see proxyProtocol");
+      }
+    }
+    refuseSharedClaims(config, refuse);
     for (const [at, entry] of config.deployments.entries()) {
       const { listener: of, via } = entry;
       if (!names.listeners.has(of)) {
         refuse(["deployments", at, "listener"], "no listener of this name in listeners");
       }
-      const other = listenersInUse.get(of);
-      if (other !== undefined) {
-        refuse(
-          ["deployments", at, "listener"],
-          `deployments.${other} has this listener already; a listener has one deployment`,
-        );
-      }
-      listenersInUse.set(of, at);
       if (via !== undefined && !names.tunnels.has(via.tunnel)) {
         refuse(["deployments", at, "via", "tunnel"], "no tunnel of this name in tunnels");
       }
@@ -488,6 +547,33 @@ function uniqueNames(section: string, entries: readonly { readonly name: string 
     names.add(entry);
   }
   return names;
+}
+
+/** Every connection on a listener has one taker at most. */
+function refuseSharedClaims(config: Pick<z.output<typeof edgeConfigSchema>, "deployments">, refuse: Refuse): void {
+  const tables = new Map<string, ServerNameTable<number>>();
+  for (const [at, { listener: of, sni, alpn }] of config.deployments.entries()) {
+    if (alpn.length > 0 && sni.length === 0) {
+      refuse(["deployments", at, "alpn"], "narrows `sni`, which is missing");
+      continue;
+    }
+    const table = tables.get(of) ?? new ServerNameTable<number>();
+    tables.set(of, table);
+    const taken = table.add(at, { sni, alpn });
+    if (taken === undefined) continue;
+    if (taken.pattern === "") {
+      refuse(
+        ["deployments", at, "listener"],
+        `deployments.${taken.taker} has this listener already; \`sni\` tells deployments of one listener apart`,
+      );
+    } else {
+      const position = sni.indexOf(taken.pattern);
+      refuse(
+        ["deployments", at, "sni", position],
+        `deployments.${taken.taker} takes this name on the same listener already`,
+      );
+    }
+  }
 }
 
 /** A tunnelled target may be a service; only the agent knows its services, so any name will do here. */

@@ -4,7 +4,7 @@ import { clientsOf, defaultCheck, type EdgeConfig, targetsOf } from "./config.ts
 import type { DeploymentSettings } from "./deployment.ts";
 import type { CheckSettings } from "./health-checks.ts";
 import { IpFilter } from "./ip-filter.ts";
-import type { ListenerSettings } from "./listener.ts";
+import type { InboundProxySettings, ListenerSettings } from "./listener.ts";
 import type { PoolSettings } from "./pool.ts";
 
 /** The filters by name, each built once, however many listeners name it. */
@@ -23,14 +23,21 @@ export function listenerSettings(config: EdgeConfig, filters: ReadonlyMap<string
       maxConnections: listener.maxConnections,
       connectionRate: limits.connectionRate,
       policy: admissionPolicy(config.admission.rules, listener.admission.rules),
-      behindProxy: false,
+      behindProxy: listener.proxyProtocol !== "off",
       firstByteTimeoutMs: limits.firstByteTimeout,
       maxDurationMs: limits.maxDuration,
       bytesPerSecond: limits.bytesPerSecond,
       connectionBytesPerSecond: limits.connectionBytesPerSecond,
+      proxy: listener.proxyProtocol === "off" ? undefined : inboundProxy(listener),
+      clientHelloTimeoutMs: listener.clientHelloTimeout,
       ipFilter: ipFilter === undefined ? undefined : filters.get(ipFilter),
     };
   });
+}
+
+function inboundProxy(listener: EdgeConfig["listeners"][number]): InboundProxySettings {
+  const rules = listener.trustedProxies.map((cidr) => ({ action: "allow" as const, cidr }));
+  return { trusted: new IpFilter({ default: "block", rules }), headerTimeoutMs: listener.proxyHeaderTimeout };
 }
 
 /** One settings object a deployment, in the order of the file. */
@@ -41,6 +48,9 @@ export function deploymentSettings(config: EdgeConfig): DeploymentSettings[] {
     return {
       name: deployment.name,
       listener: deployment.listener,
+      sni: deployment.sni,
+      alpn: deployment.alpn,
+      proxyProtocol: deployment.proxyProtocol,
       pool: poolSettings(deployment),
       maxConnections: deployment.maxConnections,
       via: deployment.via === undefined ? undefined : { tunnel: deployment.via.tunnel, clients: clients ?? [] },

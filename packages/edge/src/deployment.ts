@@ -33,6 +33,11 @@ export interface DeploymentSettings {
   readonly name: string;
   /** Name of the listener on which its connections arrive. */
   readonly listener: string;
+  /** See `ServerNames`. */
+  readonly sni: readonly string[];
+  readonly alpn: readonly string[];
+  /** Version of the PROXY header that the target gets first. */
+  readonly proxyProtocol: "off" | "v1" | "v2";
   readonly pool: PoolSettings;
   /** Connections of the deployment at the same time, whatever their targets; undefined: no limit of its own. */
   readonly maxConnections: number | undefined;
@@ -231,9 +236,14 @@ export class Deployment {
     const probe: Probe = (route, settings, signal) => {
       const { client, target } = route;
       const { address } = route.settings;
-      if (address !== undefined) return probeDirectly({ ...address, resolver }, settings, signal);
+      if (address !== undefined)
+        return probeDirectly({ ...address, resolver, proxyProtocol: this.settings.proxyProtocol }, settings, signal);
       const via = { tunnel: this.settings.via?.tunnel ?? "", client: client ?? "" };
-      return probeThroughAgent({ sessions, via, target, deployment: this.name }, settings, signal);
+      return probeThroughAgent(
+        { sessions, via, target, deployment: this.name, proxyProtocol: this.settings.proxyProtocol },
+        settings,
+        signal,
+      );
     };
     return new HealthChecks({ pool: this.#pool, probe, slots });
   }

@@ -6,9 +6,11 @@ import type { AddressInfo } from "node:net";
 import { ResetCode } from "@sallyport/protocol";
 import { AdmissionDoor, type DoorSettings } from "./admission.ts";
 import type { Deployment, DeploymentContext } from "./deployment.ts";
+import type { IpFilter } from "./ip-filter.ts";
 import { ListeningSocket } from "./listening-socket.ts";
 import type { Pace } from "./paced-socket.ts";
 import { PartnerConnection, type Refusal } from "./partner-connection.ts";
+import { ServerNameTable } from "./server-name-table.ts";
 import { TokenBucket } from "./token-bucket.ts";
 
 export interface ListenerSettings extends DoorSettings {
@@ -21,6 +23,17 @@ export interface ListenerSettings extends DoorSettings {
   /** In each direction, of all connections together and of each; undefined: no limit. */
   readonly bytesPerSecond: number | undefined;
   readonly connectionBytesPerSecond: number | undefined;
+  /** Undefined: connections come from partners themselves. */
+  readonly proxy: InboundProxySettings | undefined;
+  /** How long a TLS client may take to say whom it wants, where that is asked. */
+  readonly clientHelloTimeoutMs: number;
+}
+
+/** Every connection comes from a proxy in front and begins with its PROXY header. */
+export interface InboundProxySettings {
+  /** Allows those whose headers are believed. */
+  readonly trusted: IpFilter;
+  readonly headerTimeoutMs: number;
 }
 
 const MIN_BURST_BYTES = 16_384;
@@ -37,7 +50,10 @@ export class Listener {
   readonly refused: Partial<Record<Refusal, number>> = {};
   /** Admitted connections of which it is not known yet where they go. Bounded by the limits of admission. */
   readonly undecided = new Set<PartnerConnection>();
+  /** Connections that a proxy in front made to see whether we live; the count only grows. */
+  proxyChecks = 0;
   #deployments: readonly Deployment[] = [];
+  #names = new ServerNameTable<Deployment>();
   readonly #serving = new Set<Deployment>();
   #socket: ListeningSocket | undefined;
 
@@ -57,6 +73,11 @@ export class Listener {
   /** The deployment that every connection belongs to, known before anything was read; undefined when there are several. */
   get onlyDeployment(): Deployment | undefined {
     return this.#deployments.length === 1 ? this.#deployments[0] : undefined;
+  }
+
+  /** Tells its deployments apart. */
+  get names(): ServerNameTable<Deployment> {
+    return this.#names;
   }
 
   /** What it is bound with, while it is. */
@@ -111,6 +132,8 @@ export class Listener {
     this.settings = next.settings;
     this.door.settings = next.settings;
     this.#deployments = next.deployments;
+    this.#names = new ServerNameTable();
+    for (const deployment of next.deployments) this.#names.add(deployment, deployment.settings);
     this.#serving.clear();
     for (const deployment of next.serving) this.#serving.add(deployment);
     this.#socket = undefined;

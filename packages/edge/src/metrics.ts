@@ -48,6 +48,18 @@ export function registerEdgeMetrics(registry: Registry, edge: Edge): void {
     },
   });
   new Counter({
+    name: "edge_proxy_checks_total",
+    help: "Connections of a proxy in front that only look whether the listener lives (PROXY protocol, LOCAL).",
+    labelNames: ["listener"],
+    registers,
+    collect() {
+      this.reset();
+      for (const { name, proxyChecks, settings } of edge.listeners.values()) {
+        if (settings.proxy !== undefined) this.inc({ listener: name }, proxyChecks);
+      }
+    },
+  });
+  new Counter({
     name: "edge_bytes_total",
     help: "Bytes of partner connections: `in` from partners, `out` to partners.",
     labelNames: [...listenerLabels, "dir"],

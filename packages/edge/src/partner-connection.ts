@@ -1,13 +1,13 @@
 /**
- * The life of one partner connection, top to bottom: admission to the listener, the choice of the deployment, the way to
- * the target (through an agent or directly), the bytes, one record at its end.
+ * The life of one partner connection, top to bottom: admission to the listener, its prelude, which tells who it is and where
+ * it goes, the way to the target (through an agent or directly), the bytes, one record at its end.
  *
  * A refused source is closed at once: it causes no frame and no dial.
  */
 import type { Socket } from "node:net";
-import { formatIpAddress, type IpAddress, parsePeerAddress } from "@sallyport/host";
+import { formatIpAddress, type IpAddress, type ProxyEndpoint, parsePeerAddress } from "@sallyport/host";
 import { ResetCode } from "@sallyport/protocol";
-import { Ended, type Ending, endingOf, Splice } from "@sallyport/tunnel";
+import { Ended, type Ending, endingOf, onConfirmedEnd, Splice } from "@sallyport/tunnel";
 import type { ConnectionFacts } from "./access-record.ts";
 import type { AdmissionRefusal, Admitted, Denial, OnDeny } from "./admission.ts";
 import type { Connected } from "./attempt.ts";
@@ -17,14 +17,16 @@ import type { EarlyAccount } from "./early-bytes.ts";
 import { awaitFirstByte } from "./first-byte.ts";
 import type { Conduct } from "./gatekeeper.ts";
 import type { Listener } from "./listener.ts";
+import { type OutboundFacts, proxyHeaderBytes, proxyOfOpen } from "./outbound-proxy-header.ts";
 import { pacedSocket } from "./paced-socket.ts";
+import { endpointText, leftInPrelude, Prelude, type PreludeRefusal, preludeRefusals } from "./prelude.ts";
 import { Relay } from "./relay.ts";
 import type { Route } from "./route.ts";
 import { Routing } from "./routing.ts";
 import { DEFAULT_SOURCE_PREFIXES, sourceKey } from "./source-key.ts";
 
-/** What a refusal at admission is called in records and metrics. */
-export type Refusal = AdmissionRefusal | "notRunning";
+/** What a refusal on a listener is called in records and metrics. */
+export type Refusal = AdmissionRefusal | PreludeRefusal;
 
 const refusals: Record<Refusal, Ending> = {
   maxConnections: { code: "RA", reason: "connection limit of the edge" },
@@ -35,10 +37,9 @@ const refusals: Record<Refusal, Ending> = {
   listenerConnectionRate: { code: "RA", reason: "connection rate of the listener" },
   ipFilter: { code: "PA", reason: "blocked by IP filter" },
   ban: { code: "PA", reason: "banned" },
-  proxyHeader: { code: "PA", reason: "bad PROXY header" },
   firstByteTimeout: { code: "cA", reason: "no first byte in time" },
   badAddress: { code: "IA", reason: "peer address unknown" },
-  notRunning: { code: "PA", reason: "the deployment is stopped" },
+  ...preludeRefusals,
 };
 
 const leftEarly: Ending = { code: "CA", reason: "partner left without sending a byte" };
@@ -64,7 +65,15 @@ export class PartnerConnection {
   #route: { readonly deployment: Deployment; readonly settings: DeploymentSettings } | undefined;
   #socket: Socket;
   readonly #start = performance.now();
-  readonly #partner: string;
+  /** `address:port` of the peer, or of the client that a trusted proxy names. */
+  #partner: string;
+  /** The proxy, where one has named the client. */
+  #peer: string | undefined;
+  readonly #prelude: Prelude;
+  /** A proxy in front only looks whether we live: there is no record of that. */
+  #isCheck = false;
+  /** The source that counts is known: of the peer, or of the client that a trusted proxy names. */
+  #isIdentified = false;
   readonly #local: string;
   /** What `ipHash` goes by. */
   #source = "";
@@ -87,12 +96,25 @@ export class PartnerConnection {
     this.listener = listener;
     this.#socket = socket;
     this.#partner = partner;
+    this.#prelude = new Prelude(socket, listener, {
+      onIdentified: (source) => this.#identify(source),
+      onCheck: () => this.#answerCheck(),
+      onRefused: (refusal, rule) => this.#refuseInPrelude(refusal, rule),
+      onGone: () => this.#giveUp(leftInPrelude),
+      onDeployment: (deployment) => this.#decided(deployment),
+    });
     this.#local = `${bracket(plain(socket.localAddress))}:${socket.localPort ?? 0}`;
   }
 
   /** Serves a socket that `listener` accepted, or refuses it. */
   static serve(socket: Socket, listener: Listener): void {
     const address = parsePeerAddress(socket.remoteAddress ?? "");
+    if (address === undefined && listener.settings.proxy !== undefined) {
+      // Health checks of a proxy often end with a reset before they are accepted.
+      listener.proxyChecks += 1;
+      socket.resetAndDestroy();
+      return;
+    }
     const text = address === undefined ? "unknown" : bracket(formatIpAddress(address));
     const connection = new PartnerConnection(socket, listener, `${text}:${socket.remotePort ?? 0}`);
     if (address === undefined) return connection.#refuse("badAddress");
@@ -142,6 +164,8 @@ export class PartnerConnection {
       connection: this.id,
       startedAt: this.startedAt.toISOString(),
       partner: this.#partner,
+      peer: this.#peer,
+      ...this.#prelude.facts,
       local: this.#local,
       listener: this.listener.name,
       deployment: (this.#route?.deployment ?? this.listener.onlyDeployment)?.name,
@@ -151,6 +175,7 @@ export class PartnerConnection {
       agent: routing?.agent,
       address: routing?.address,
       dialLocal: this.#dialLocal,
+      proxyProtocol: this.#outbound?.version,
       bytesIn: this.bytesIn,
       bytesOut: this.bytesOut,
       attempts: routing?.attempts === 0 ? undefined : routing?.attempts,
@@ -192,6 +217,7 @@ export class PartnerConnection {
         return;
       case "routing":
       case "none":
+        this.#prelude.cancel();
         if (way.type === "routing") way.routing.cancel(code);
         this.#giveUp(endingOf({ type: "aborted", code }, { side: "edge", connected: false }));
         return;
@@ -220,12 +246,43 @@ export class PartnerConnection {
     if (admitted.type === "denial") return this.#refuse(admitted.reason, admitted);
     this.#admitted = admitted;
     this.#source = sourceKey(address, DEFAULT_SOURCE_PREFIXES);
-    const pace = listener.pace();
-    if (pace !== undefined) this.#socket = pacedSocket(this.#socket, pace);
+    this.listener.undecided.add(this);
+    this.#prelude.start();
+  }
+
+  /**
+   * It is known who it is: the peer, or the client that a trusted proxy names, who is asked what concerns a source. Then the
+   * guards begin, and behind them the choice of the deployment.
+   */
+  #identify(source: ProxyEndpoint | undefined): void {
+    const { listener } = this;
+    const admitted = this.#admitted;
+    if (admitted === undefined) return;
+    if (listener.settings.proxy !== undefined) {
+      if (source !== undefined) {
+        this.#peer = this.#partner;
+        this.#partner = endpointText(source);
+        this.#source = sourceKey(source.address, DEFAULT_SOURCE_PREFIXES);
+      }
+      const answer = listener.context.gatekeeper.admitClient(admitted, source?.address ?? admitted.address);
+      if (answer.type === "denial") return this.#refuse(answer.reason, answer);
+    }
+    this.#isIdentified = true;
     this.#guard(admitted);
     const { firstByteTimeoutMs } = listener.settings;
-    if (firstByteTimeoutMs === 0 || admitted.trusted) this.#decide();
+    if (firstByteTimeoutMs === 0 || admitted.trusted) this.#prelude.choose();
     else this.#awaitFirstByte(admitted, firstByteTimeoutMs);
+  }
+
+  /** It is refused for its first bytes. Only how that is done is a matter of policy: without them nobody knows what it is. */
+  #refuseInPrelude(refusal: PreludeRefusal, rule: string | undefined): void {
+    const { gatekeeper } = this.listener.context;
+    const admitted = this.#admitted;
+    if (admitted === undefined || this.#isIdentified) return this.#refuse(refusal, { rule });
+    // A proxy that is trusted is not suspected, whatever it sends.
+    if (refusal === "untrustedProxy") gatekeeper.note("badProxyHeader", admitted);
+    const { onDeny } = admitted.door.settings.policy.proxyHeader;
+    this.#refuse(refusal, { rule, onDeny });
   }
 
   /** Nothing has been made for it, and nothing is. */
@@ -277,8 +334,7 @@ export class PartnerConnection {
   }
 
   #awaitFirstByte(admitted: Admitted, timeoutMs: number): void {
-    const { undecided, context } = this.listener;
-    undecided.add(this);
+    const { context } = this.listener;
     this.#cancelFirstByte = awaitFirstByte(this.#socket, {
       timeoutMs,
       onOutcome: (outcome) => {
@@ -286,7 +342,7 @@ export class PartnerConnection {
         this.#cancelFirstByte = undefined;
         switch (outcome) {
           case "arrived":
-            this.#decide();
+            this.#prelude.choose();
             return;
           case "closed":
             this.#finish(leftEarly);
@@ -295,7 +351,7 @@ export class PartnerConnection {
           case "timeout": {
             context.gatekeeper.note("noFirstByte", admitted);
             const denial = context.gatekeeper.admission.refuseLater(admitted, "firstByteTimeout");
-            if (denial === undefined) this.#decide();
+            if (denial === undefined) this.#prelude.choose();
             else this.#refuse(denial.reason, denial);
             return;
           }
@@ -309,18 +365,40 @@ export class PartnerConnection {
     for (const timer of this.#guardTimers) clearTimeout(timer);
   }
 
+  /**
+   * A proxy in front asks whether we live. It is answered by the connection that stands, and closes when the proxy does, or
+   * when it has had the time that a header may take. It causes no stream, no record and no suspicion.
+   */
+  #answerCheck(): void {
+    const socket = this.#socket;
+    const { listener } = this;
+    this.#isCheck = true;
+    listener.proxyChecks += 1;
+    if (socket.destroyed) return this.#finish(Ended.normal);
+    const timer = setTimeout(() => socket.resetAndDestroy(), listener.settings.proxy?.headerTimeoutMs ?? 0);
+    onConfirmedEnd(socket, () => socket.end());
+    socket.on("close", () => {
+      clearTimeout(timer);
+      this.#finish(Ended.normal);
+    });
+    socket.resume();
+  }
+
   // ── where it goes ──
 
-  #decide(): void {
-    const deployment = this.listener.onlyDeployment;
-    if (deployment === undefined || !this.listener.serves(deployment)) return this.#refuse("notRunning");
+  #decided(deployment: Deployment): void {
     const { gatekeeper } = this.listener.context;
     if (deployment.count.isFull && this.#admitted?.trusted === false) {
       const denial = gatekeeper.admission.refuseLater(this.#admitted, "targetMaxConnections");
       if (denial !== undefined) return this.#refuse(denial.reason, denial);
     }
+    // From here on bytes flow; what was read before is in front of the socket.
+    const pace = this.listener.pace();
+    if (pace !== undefined) this.#socket = pacedSocket(this.#socket, pace);
     this.#routeTo(deployment);
   }
+
+  // ── where it goes ──
 
   #routeTo(deployment: Deployment): void {
     const { settings } = deployment;
@@ -335,6 +413,7 @@ export class PartnerConnection {
       settings,
       socket: this.#socket,
       partner: this.#partner,
+      proxy: this.#outbound === undefined ? undefined : proxyOfOpen(this.#outbound),
       source: this.#source,
       onConnected: (connected, early) => this.#join(connected, early),
       onFailed: (ending) => this.#giveUp(ending),
@@ -342,6 +421,14 @@ export class PartnerConnection {
     this.#routing = routing;
     this.#way = { type: "routing", routing };
     routing.start();
+  }
+
+  /** What the target is to hear of the partner; undefined: nothing but its bytes. */
+  get #outbound(): OutboundFacts | undefined {
+    const version = this.#route?.settings.proxyProtocol ?? "off";
+    if (version === "off") return undefined;
+    const { sni, alpn } = this.#prelude.facts;
+    return { version, connection: this.id, partner: this.#partner, local: this.#local, sni, alpn };
   }
 
   /** Joins partner and target, through the tunnel or directly. */
@@ -364,6 +451,8 @@ export class PartnerConnection {
       case "direct": {
         const { socket: target } = connected;
         this.#dialLocal = `${bracket(plain(target.localAddress))}:${target.localPort ?? 0}`;
+        // In one piece and before everything else, as the receiver may demand.
+        if (this.#outbound !== undefined) target.write(proxyHeaderBytes(this.#outbound));
         const relay = new Relay({
           partner: this.#socket,
           target,
@@ -408,12 +497,13 @@ export class PartnerConnection {
     this.listener.undecided.delete(this);
     this.#route?.deployment.ended(this, facts);
     this.#routing?.release();
-    this.listener.context.records.ended(facts, told);
+    if (!this.#isCheck) this.listener.context.records.ended(facts, told);
     if (this.#admitted !== undefined) {
       this.listener.context.gatekeeper.leave(this.#admitted, {
         bytesIn: facts.bytesIn,
         ageMs: facts.totalMs,
-        by: conductOf(told),
+        // What a proxy does is held against nobody: it is trusted, and its clients are not known yet.
+        by: this.#isIdentified ? conductOf(told) : "other",
       });
     }
   }
@@ -422,7 +512,7 @@ export class PartnerConnection {
 /** What is held against a partner: that it went, not what we, the target or an operator did. */
 function conductOf({ code }: Ending): Conduct["by"] {
   if (code === "CC" || code === "CD") return "partnerReset";
-  return code === "--" || code === "CA" ? "finished" : "other";
+  return code === "--" || code === "CA" || code === "CR" ? "finished" : "other";
 }
 
 /** The one entry of a list of one. */

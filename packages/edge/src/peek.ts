@@ -1,6 +1,7 @@
 /**
  * Reads the first bytes of a connection until something is known of them, and leaves the socket as if it had not been read:
- * paused, with everything that does not belong to what was known still in front of it, an end of the peer's direction included.
+ * paused, with everything that does not belong to what was known still in front of it, an end of the peer's direction
+ * included. Only the end of a connection that has brought no byte is read already; `onConfirmedEnd` knows of it.
  */
 import type { Socket } from "node:net";
 
@@ -19,8 +20,8 @@ export type PeekResult<T> =
   /** Nothing more comes, and `parse` wanted more of these bytes. */
   | { readonly type: "ended"; readonly bytes: number }
   | { readonly type: "timeout"; readonly bytes: number }
-  /** The peer is gone. */
-  | { readonly type: "closed"; readonly bytes: number };
+  /** The peer is gone; `value`: just after something was known. */
+  | { readonly type: "closed"; readonly bytes: number; readonly value?: T };
 
 /** What no public interface tells: that the peer's direction has ended, while its end has not been read. */
 interface SocketInternals {
@@ -47,7 +48,9 @@ export function peek<T>(socket: Socket, options: PeekOptions<T>): { readonly can
       socket.removeListener("close", onClose);
       socket.pause();
       if (isCancelled) return;
-      options.onDone(socket.destroyed ? { type: "closed", bytes: bytes.length } : result);
+      if (!socket.destroyed) return options.onDone(result);
+      const value = result.type === "known" ? { value: result.value } : {};
+      options.onDone({ type: "closed", bytes: bytes.length, ...value });
     });
   };
   const onReadable = (): void => {

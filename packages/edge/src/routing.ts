@@ -7,7 +7,7 @@
  * meanwhile is in `EarlyBytes`.
  */
 import type { Socket } from "node:net";
-import { ResetCode } from "@sallyport/protocol";
+import { type OpenProxy, ResetCode } from "@sallyport/protocol";
 import { Ended, type Ending } from "@sallyport/tunnel";
 import type { Attempt, AttemptEvents, AttemptFailure, Connected } from "./attempt.ts";
 import type { Deployment, DeploymentSettings } from "./deployment.ts";
@@ -27,6 +27,8 @@ export interface RoutingOptions {
   readonly socket: Socket;
   /** `address:port`, for the agent's records. */
   readonly partner: string;
+  /** The PROXY header that an agent is asked to write; undefined: none. */
+  readonly proxy: OpenProxy | undefined;
   /** What `ipHash` goes by. */
   readonly source: string;
   /** Once; then nothing more. `early` is what was read through a tunnel before. */
@@ -130,7 +132,7 @@ export class Routing {
   }
 
   #makeAttempt(route: Route, events: AttemptEvents): Attempt {
-    const { connection, deployment, settings, socket, partner } = this.#options;
+    const { connection, deployment, settings, socket, partner, proxy } = this.#options;
     const { sessions, resolver } = deployment.context;
     const connectTimeoutMs = settings.timeouts.connectMs;
     const { client, target } = route;
@@ -140,7 +142,13 @@ export class Routing {
     return new TunnelAttempt({
       sessions,
       via: { tunnel: settings.via?.tunnel ?? "", client: client ?? "" },
-      request: { connection, target, deployment: deployment.name, partner },
+      request: {
+        connection,
+        target,
+        deployment: deployment.name,
+        partner,
+        ...(proxy === undefined ? {} : { proxy }),
+      },
       early: this.#early,
       connectTimeoutMs,
       events: { ...events, onOpened: (agent) => (this.agent = agent) },

@@ -1,16 +1,19 @@
 import { expect, test } from "vitest";
-import { ServerNameTable, serverNameFault } from "./server-name-table.ts";
+import { type ServerNames, ServerNameTable, serverNameFault } from "./server-name-table.ts";
 
+const takers: readonly (readonly [string, ServerNames])[] = [
+  ["default", { sni: [], alpn: [] }],
+  ["exact", { sni: ["sftp.example", "a.corp.example"], alpn: [] }],
+  ["wild", { sni: ["*.corp.example", "*.example"], alpn: [] }],
+  ["acme", { sni: ["*.corp.example"], alpn: ["acme-tls/1", "spdy"] }],
+  ["h2", { sni: ["h2.example"], alpn: ["h2"] }],
+];
 const table = new ServerNameTable<string>();
-for (const [taker, sni, alpn] of [
-  ["default", [], []],
-  ["exact", ["sftp.example", "a.corp.example"], []],
-  ["wild", ["*.corp.example", "*.example"], []],
-  ["acme", ["*.corp.example"], ["acme-tls/1", "spdy"]],
-  ["h2", ["h2.example"], ["h2"]],
-] as const) {
-  expect(table.add(taker, { sni, alpn })).toBeUndefined();
-}
+const refused = takers.map(([taker, names]) => table.add(taker, names));
+
+test("claims that do not meet are all taken", () => {
+  expect(refused).toEqual(takers.map(() => undefined));
+});
 
 test.each([
   ["sftp.example", [], "exact"],

@@ -3,13 +3,14 @@
  * which a stream is opened that says that it is a check (docs/protocol.md §5). Then bytes are sent and awaited, where the
  * configuration wants that, and the connection is reset.
  */
-import { DialError, dial, type Resolver } from "@sallyport/host";
+import { DialError, dial, ownProxyHeader, type Resolver } from "@sallyport/host";
 import { CHECK_PARTNER, ResetCode, resetReason } from "@sallyport/protocol";
 import { endingOf, type StreamHandler, type TunnelStream } from "@sallyport/tunnel";
 import type { AgentSessions, Via } from "./agent-sessions.ts";
 import { type Blame, dialFailures, resetBlame } from "./attempt.ts";
 import { nextConnectionId } from "./connection-id.ts";
 import type { CheckSettings, ProbeResult } from "./health-checks.ts";
+import { localProxyOfOpen, type OutboundProxyProtocol } from "./outbound-proxy-header.ts";
 
 /** How much of a target's answer is searched for what is expected. */
 const MAX_ANSWER_BYTES = 4_096;
@@ -22,11 +23,13 @@ export interface DirectProbe {
   readonly host: string;
   readonly port: number;
   readonly resolver: Resolver;
+  /** Version of the PROXY header that the target expects first. */
+  readonly proxyProtocol: "off" | OutboundProxyProtocol;
 }
 
 /** The edge dials. */
 export async function probeDirectly(
-  { host, port, resolver }: DirectProbe,
+  { host, port, resolver, proxyProtocol }: DirectProbe,
   settings: CheckSettings,
   signal: AbortSignal,
 ): Promise<ProbeResult> {
@@ -50,6 +53,7 @@ export async function probeDirectly(
       });
       socket.on("end", () => done(failed("closed before the expected answer")));
       socket.on("error", () => done(failed("reset before the expected answer")));
+      if (proxyProtocol !== "off") socket.write(ownProxyHeader(socket, proxyProtocol === "v1" ? 1 : 2));
       // The kernel takes so few bytes at once; what the target makes of them, only an expected answer tells.
       if (settings.send !== undefined) socket.write(settings.send);
       if (answer.isMet) done(PASSED);
@@ -67,11 +71,13 @@ export interface TunnelProbe {
   readonly via: Via;
   readonly target: string;
   readonly deployment: string;
+  /** Version of the PROXY header that the target expects first. */
+  readonly proxyProtocol: "off" | OutboundProxyProtocol;
 }
 
 /** An agent dials. */
 export function probeThroughAgent(
-  { sessions, via, target, deployment }: TunnelProbe,
+  { sessions, via, target, deployment, proxyProtocol }: TunnelProbe,
   settings: CheckSettings,
   signal: AbortSignal,
 ): Promise<ProbeResult> {
@@ -111,7 +117,13 @@ export function probeThroughAgent(
       },
       onFinished: () => undefined,
     };
-    const request = { connection: nextConnectionId(), target, deployment, partner: CHECK_PARTNER };
+    const request = {
+      connection: nextConnectionId(),
+      target,
+      deployment,
+      partner: CHECK_PARTNER,
+      ...(proxyProtocol === "off" ? {} : { proxy: localProxyOfOpen(proxyProtocol) }),
+    };
     const opened = sessions.open(via, request, () => handler);
     if (typeof opened === "string") done(UNKNOWN);
     else stream = opened;

@@ -1,12 +1,20 @@
 /** A try through an agent: OPEN, with the partner's first bytes behind it, until ACCEPT or RESET. */
-import { type OpenRequest, ResetCode, resetReason } from "@sallyport/protocol";
-import { Ended, endingOf, type StreamHandler, type TunnelStream } from "@sallyport/tunnel";
+import { type OpenRefusal, type OpenRequest, ResetCode, resetReason } from "@sallyport/protocol";
+import { Ended, type Ending, endingOf, type StreamHandler, type TunnelStream } from "@sallyport/tunnel";
 import type { AgentSessions, Via } from "./agent-sessions.ts";
 import { type Attempt, type AttemptEvents, resetBlame } from "./attempt.ts";
 import type { EarlyBytes } from "./early-bytes.ts";
 
 /** An agent's own connect timeout answers with a better reason than ours can give; ours waits this much longer. */
 const AGENT_GRACE_MS = 1_000;
+
+const openEndings: Record<OpenRefusal | "noFeature", Ending> = {
+  streamLimit: Ended.limit,
+  noLink: Ended.noAgent,
+  draining: Ended.noAgent,
+  idsExhausted: Ended.noAgent,
+  noFeature: Ended.noProxyHeader,
+};
 
 export interface TunnelAttemptOptions {
   readonly sessions: AgentSessions;
@@ -34,7 +42,7 @@ export class TunnelAttempt implements Attempt, StreamHandler {
       return this;
     });
     if (typeof opened === "string") {
-      events.onFailed({ ending: opened === "streamLimit" ? Ended.limit : Ended.noAgent, blame: "way" });
+      events.onFailed({ ending: openEndings[opened], blame: "way" });
       return;
     }
     this.#stream = opened;

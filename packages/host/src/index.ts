@@ -67,9 +67,11 @@ export {
   parsePort,
 } from "./host-port.ts";
 export { crc32c } from "./crc32c.ts";
+export { ownProxyHeader } from "./own-proxy-header.ts";
 export {
   encodeLocalProxyHeader,
   encodeProxyHeader,
+  parseProxyEndpoint,
   parseProxyHeader,
   PROXY_HEADER_MAX_BYTES,
   type ProxyAdditions,

@@ -96,6 +96,13 @@ export function encodeProxyHeader(header: ProxyHeaderToWrite): Buffer {
   return header.version === 1 ? encodeV1(header) : encodeV2(header);
 }
 
+/** Reads `address:port`, IPv6 in brackets; undefined for a name and anything else. */
+export function parseProxyEndpoint(text: string): ProxyEndpoint | undefined {
+  const [, inBrackets, plain, port = ""] = /^(?:\[([^[\]]+)\]|([^:[\]]+)):(0|[1-9][0-9]{0,4})$/.exec(text) ?? [];
+  const address = parseIpAddress(inBrackets ?? plain ?? "");
+  return address === undefined || Number(port) > 65_535 ? undefined : { address, port: Number(port) };
+}
+
 /** The header of a connection that is the writer's own, as a health check is. Version 2 only. */
 export function encodeLocalProxyHeader(): Buffer {
   return Buffer.concat([SIGNATURE_V2, Buffer.from([0x20, 0x00, 0x00, 0x00])]);
@@ -209,7 +216,7 @@ function parseEndpoints(
   const size = family === 0x11 ? 4 : 16;
   const portsAt = FIXED_V2_BYTES + 2 * size;
   const at = (start: number, portAt: number): ProxyEndpoint => ({
-    address: addressOf(bytes.slice(start, start + size)),
+    address: addressOf(copyOf(bytes, start, start + size)),
     port: ((bytes[portAt] ?? 0) << 8) | (bytes[portAt + 1] ?? 0),
   });
   return { source: at(FIXED_V2_BYTES, portsAt), destination: at(FIXED_V2_BYTES + size, portsAt + 2) };
@@ -237,7 +244,7 @@ function parseAdditions(header: Uint8Array, start: number): ProxyAdditions | str
     if (found.has(type)) return "an addition comes twice";
     if (type === TLV_UNIQUE_ID && length > PROXY_UNIQUE_ID_MAX_BYTES) return "unique id is longer than 128 bytes";
     if (type === TLV_CRC32C && (length !== 4 || !checksumHolds(header, valueAt))) return "checksum is wrong";
-    found.set(type, header.slice(valueAt, at));
+    found.set(type, copyOf(header, valueAt, at));
   }
   return { authority: found.get(TLV_AUTHORITY), uniqueId: found.get(TLV_UNIQUE_ID), alpn: found.get(TLV_ALPN) };
 }
@@ -277,6 +284,11 @@ function addition(type: number, value: Uint8Array | undefined, maxBytes: number)
 function wide(address: IpAddress, isIpv4: boolean): Uint8Array {
   if (isIpv4 || address.family === 6) return address.bytes;
   return Buffer.concat([new Uint8Array(10), Buffer.from([255, 255]), address.bytes]);
+}
+
+/** `slice` of a Buffer is a view, which would keep everything that was read with it in memory. */
+function copyOf(bytes: Uint8Array, start: number, end: number): Uint8Array {
+  return new Uint8Array(bytes.subarray(start, end));
 }
 
 function latin1(bytes: Uint8Array): string {

@@ -24,6 +24,10 @@ const features = z.array(text(32)).max(32);
 
 /** A feature: what its end receives of one stream may come over several links at once. */
 export const STRIPE_FEATURE = "stripe";
+/** OPEN may ask for a PROXY header in front of the stream's bytes (docs/protocol.md §11). */
+export const PROXY_HEADER_FEATURE = "proxy-header";
+/** What this code can do beyond the version; each end names it in its greeting. */
+export const FEATURES: readonly string[] = [STRIPE_FEATURE, PROXY_HEADER_FEATURE];
 
 const helloSchema = z.strictObject({
   /** Name of the agent, from its configuration. */
@@ -68,6 +72,12 @@ const openSchema = z.strictObject({
   partner: text(64),
   /** Credit of the agent towards the edge, in bytes from offset 0. */
   limit: offset,
+  /**
+   * The PROXY header that the agent is asked to write to the target before everything else: its version, source and
+   * destination as `address:port`, and of what the partner's ClientHello asks for the server name and the protocol, or
+   * empty. With both addresses empty the connection is the edge's own (LOCAL). Only where both ends name the feature.
+   */
+  proxy: z.tuple([uint(2).min(1), text(64), text(64), text(255), text(255)]).optional(),
 });
 
 const acceptSchema = z.strictObject({
@@ -81,6 +91,9 @@ const goAwaySchema = z.strictObject({
   code: uint(4_999).min(4_000),
   reason: text(200),
 });
+
+/** What OPEN asks for in `proxy`. */
+export type OpenProxy = NonNullable<z.output<typeof openSchema>["proxy"]>;
 
 export type Hello = z.output<typeof helloSchema>;
 export type Welcome = z.output<typeof welcomeSchema>;

@@ -1098,6 +1098,8 @@ function sameOpen(first: Open | undefined, repeated: Open): boolean {
     first.target === repeated.target &&
     first.deployment === repeated.deployment &&
     first.partner === repeated.partner &&
-    first.limit === repeated.limit
+    first.limit === repeated.limit &&
+    first.proxy?.length === repeated.proxy?.length &&
+    (first.proxy ?? []).every((value, at) => value === repeated.proxy?.[at])
   );
 }

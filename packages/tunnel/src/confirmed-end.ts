@@ -15,13 +15,13 @@ interface SocketInternals {
 
 /**
  * Calls `listener` once, when the peer has ended its direction for certain. When it was a reset the socket emits 'error'
- * and 'close' instead. Must be called before the socket is read.
+ * and 'close' instead. Must be called before the last byte of the socket is read; an end without bytes may have been.
  */
 export function onConfirmedEnd(socket: Socket, listener: () => void): void {
   const internals = socket as unknown as SocketInternals;
   // A socket whose outgoing half has ended already would destroy itself at 'end', before the kernel could be asked.
   internals._readableState.autoDestroy = false;
-  socket.once("end", () => {
+  const onEnd = () => {
     internals._handle?.readStart();
     // Two turns of the event loop hold one poll of the socket for certain.
     setImmediate(() =>
@@ -32,5 +32,7 @@ export function onConfirmedEnd(socket: Socket, listener: () => void): void {
         if (socket.writableFinished) socket.destroy();
       }),
     );
-  });
+  };
+  if (socket.readableEnded) onEnd();
+  else socket.once("end", onEnd);
 }

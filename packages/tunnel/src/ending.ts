@@ -5,7 +5,7 @@
  * First letter, who or what ended it: `-` normal, `C` the partner aborted, `S` the target aborted or refused, `c` and
  * `s` a timeout while waiting for the partner or the target, `P` a rule of ours, `R` a limit or a lack of resources,
  * `K` an operator, `D` no agent to reach the target, or the target marked down, `L` our own shutdown, `I` a bug or a violation.
- * Second letter, in which phase: `-` after the end, `A` at admission, `Q` while waiting for an agent or a target, `C` while connecting, `D` while bytes flowed,
+ * Second letter, in which phase: `-` after the end, `A` at admission, `R` while its first bytes are read, `Q` while waiting for an agent or a target, `C` while connecting, `D` while bytes flowed,
  * `L` after the target had sent its last byte, `X` in the tunnel.
  */
 import { type ResetReason, resetReason } from "@sallyport/protocol";
@@ -33,6 +33,7 @@ export const Ended = {
   targetQueueFull: { code: "RQ", reason: "too many connections wait for a target" },
   noTargetInTime: { code: "sQ", reason: "no target had room in time" },
   forbidden: { code: "PC", reason: "target not allowed by the agent" },
+  noProxyHeader: { code: "PC", reason: "agent is too old to write a PROXY header" },
   limit: { code: "RC", reason: "limit of the agent" },
   resource: { code: "RC", reason: "out of resources" },
   partnerResetLast: { code: "CL", reason: "partner reset after the target had ended" },
