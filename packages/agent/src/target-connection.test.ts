@@ -281,6 +281,22 @@ describe("a stream that is reset while its target is dialled", () => {
 });
 
 describe("a connection", () => {
+  it("gives the target what came before it was connected however much that is", async () => {
+    // A RESUME while the target is dialled may raise the credit to a whole window.
+    let heard = 0;
+    const target = await startTarget((socket) => {
+      socket.on("data", (part: Buffer) => (heard += part.length));
+      socket.on("end", () => socket.end(`heard ${heard}`));
+    });
+    const stream = serve(makeConnections({ port: target.port }), "sftp");
+    for (let count = 0; count < 16; count += 1) stream.handler?.onData(Buffer.alloc(16_363));
+    stream.handler?.onEnd();
+    await stream.heard(/^end$/);
+    await stream.heard(/^consumeEnd$/);
+    expect(Buffer.concat(stream.sent).toString()).toBe(`heard ${16 * 16_363}`);
+    expect(stream.consumed).toBe(16 * 16_363);
+  });
+
   it("gives the target what came before it was connected, END included, and returns its answer", async () => {
     const target = await startTarget((socket) => {
       const parts: Buffer[] = [];

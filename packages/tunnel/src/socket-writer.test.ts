@@ -60,6 +60,26 @@ test("what is written arrives in order and is confirmed to the byte, however it 
   expect(writer.idle).toBe(true);
 });
 
+test("a piece that is larger than any buffer goes out whole", async () => {
+  const { near, far } = await connectPair();
+  let confirmed = 0;
+  const writer = new SocketWriter(near, (bytes) => {
+    confirmed += bytes;
+  });
+  const received = createHash("sha256");
+  readSocket(far, (bytes) => received.update(bytes));
+  far.resume();
+  const piece = Uint8Array.from({ length: 3 * LARGE_CHUNK_BYTES + 100 }, (_, index) => index % 251);
+  const sent = createHash("sha256").update("before").update(piece).update(piece).digest("hex");
+  writer.write(Buffer.from("before"));
+  writer.write(piece);
+  writer.write(piece);
+  writer.end();
+  await withDeadline(once(far, "end"), { what: "end" });
+  expect(received.digest("hex")).toBe(sent);
+  expect(confirmed).toBe(6 + 2 * piece.length);
+});
+
 test("the end comes behind every byte", async () => {
   const { near, far } = await connectPair();
   const writer = new SocketWriter(near, () => undefined);

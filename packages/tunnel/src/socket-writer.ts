@@ -30,12 +30,20 @@ export class SocketWriter {
     return this.#inFlight === 0 && this.#used === 0;
   }
 
-  /** Copies `bytes`, at most a large chunk of them. Full buffers go out at once, the rest with `flush`. */
+  /** Copies `bytes`, however many. Full buffers go out at once, the rest with `flush`. */
   write(bytes: Uint8Array): void {
-    if (this.#used + bytes.length > largeChunks.chunkBytes) this.#submit();
-    this.#chunk ??= largeChunks.take();
-    this.#chunk.set(bytes, this.#used);
-    this.#used += bytes.length;
+    const { chunkBytes } = largeChunks;
+    // A piece that is not larger than a buffer goes out in one. A read that was not into the shared buffer may be larger, as
+    // what was collected before a target was connected.
+    if (this.#used + bytes.length > chunkBytes) this.#submit();
+    for (let from = 0; from < bytes.length; ) {
+      this.#chunk ??= largeChunks.take();
+      const count = Math.min(bytes.length - from, chunkBytes - this.#used);
+      this.#chunk.set(from === 0 && count === bytes.length ? bytes : bytes.subarray(from, from + count), this.#used);
+      this.#used += count;
+      from += count;
+      if (from < bytes.length) this.#submit();
+    }
   }
 
   /** Lets out what was written. While the socket is busy it waits for more, until the socket is ready or it fills a buffer. */
