@@ -21,7 +21,7 @@ const TURN_MS = 5;
 const MIN_EPOCH_MS = 20;
 /** The most PINGs that wait for their PONG; a further one takes the place of the oldest. */
 const MAX_PINGS = 8;
-/** PINGs count as frames that carry nothing, of which a session may send 1,000 a second over all its links. */
+/** Over all links of a session, save where a link has to wait: a measure that comes more often costs more than it tells. */
 const PING_SPACING_MS = 1.5;
 /** A link on which no more is under way in either direction does not delay a PING. */
 const QUIET_BYTES = 32_768;
@@ -50,6 +50,11 @@ export class LinkPace {
     return this.#sentBytes - this.#deliveredBytes;
   }
 
+  /** Bytes of all messages that came. */
+  get receivedBytes(): number {
+    return this.#receivedBytes;
+  }
+
   /** Infinite before the first PONG. */
   get limitBytes(): number {
     return this.#limitBytes;
@@ -76,7 +81,7 @@ export class LinkPace {
     this.#receivedBytes += bytes;
   }
 
-  /** Whether a PING is due behind what was sent. The peer's patience is shared by the `links` of the session. */
+  /** Whether a PING is due behind what was sent. The `links` of the session share what it spends on them. */
   pingDue(now: number, links: number): boolean {
     const unconfirmed = this.#sentBytes - this.#pingedBytes;
     // Without one under way, what waits would wait for ever.

@@ -11,6 +11,12 @@ import { LinkPace } from "./link-pace.ts";
 import { Queue } from "./queue.ts";
 import { TurnList } from "./turn-list.ts";
 
+/**
+ * A PING behind so many bytes measures how they are read. A peer that paces its link sends one behind 32 KiB at the least, as
+ * it counts them, with what its transport adds to each message.
+ */
+const MEASURED_BYTES = 16_384;
+
 export class LinkState {
   readonly id: number;
   /** Its place among the links of the session, the lowest that was free; for metrics, whose labels have to be few. */
@@ -23,6 +29,8 @@ export class LinkState {
   readonly pace = new LinkPace();
   /** The first PING goes out at once: windows do not grow before the round trip is known. */
   owesPing = true;
+  /** What had been received when the last PING came. */
+  #receivedBeforePing = 0;
   /** The token of the last PING that is not answered yet; an older one needs no answer any more. */
   owesPong: number | undefined;
   /**
@@ -52,6 +60,14 @@ export class LinkState {
     if (sampleMs === undefined) return false;
     this.roundTripMs = this.roundTripMs === undefined ? sampleMs : this.roundTripMs * 0.875 + sampleMs * 0.125;
     return true;
+  }
+
+  /** A PING came that is to be answered; whether enough came before it since the last to be measured by it. */
+  pinged(token: number): boolean {
+    this.owesPong = token;
+    const bytes = this.pace.receivedBytes - this.#receivedBeforePing;
+    this.#receivedBeforePing = this.pace.receivedBytes;
+    return bytes >= MEASURED_BYTES;
   }
 
   get hasFrames(): boolean {

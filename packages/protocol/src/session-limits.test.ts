@@ -62,15 +62,13 @@ function type(options: { streams: number; strokes: number; pair: Pair }): void {
     }
     pair.run(5);
   }
-  expect(uselessFrames(pair)).toBe(pings(pair));
+  pair.settle();
+  // All that counts in an undisturbed session are heartbeats, and no more than the first has gone out by now. The other
+  // PINGs measure what came before them.
+  expect(uselessFrames(pair)).toBe(1);
+  expect(pair.transcript.filter(({ frame }) => frame.type === "ping").length).toBeGreaterThan(2);
   finishAll(pair, ids);
   expectUnharmed(pair, { finished: streams });
-}
-
-/** The only frames of an undisturbed session that count are the pings of the peer: one on each link at once, then every 10 s. */
-function pings(pair: Pair): number {
-  const sent = pair.transcript.filter(({ frame }) => frame.type === "ping");
-  return Math.max(...(["edge", "agent"] as const).map((side) => sent.filter(({ from }) => from === side).length));
 }
 
 const pairOf = (options: PairOptions = {}) => new Pair({ maxStreams: 1_000, ...options });
@@ -277,6 +275,26 @@ const twins: readonly Twin[] = [
       expect(uselessFrames(pair)).toBeGreaterThan(16 * 5_900);
       expect(pair.liveLinks).toHaveLength(16);
       expectUnharmed(pair, { finished: 0 });
+    },
+  },
+  {
+    limit: "frames that carry nothing",
+    twin: "sixteen links that are full all the time and measured 150 times a second each",
+    act() {
+      let measured = 0;
+      const observe: PairOptions["observe"] = (what, { from, frame }) => {
+        if (what === "sent" && from === "edge" && frame.type === "ping") measured += 1;
+      };
+      const pair = pairOf({ links: 16, latencyMs: 0.2, maxStreams: 16, observe });
+      const ids = openMany(pair, 16);
+      pair.settle();
+      for (let round = 0; round < 300 && !pair.agent.session.ended; round += 1) {
+        for (const id of ids) pair.edge.send(id, 140_000);
+        pair.run(6);
+      }
+      expect(measured).toBeGreaterThan(16 * 150);
+      finishAll(pair, ids);
+      expectUnharmed(pair, { finished: 16 });
     },
   },
 ];

@@ -620,8 +620,7 @@ export class Session {
         }
         return;
       case "ping":
-        this.#countUseless(now);
-        link.owesPong = frame.token;
+        if (!link.pinged(frame.token)) this.#countUseless(now);
         return;
       case "pong":
         if (!link.ponged(frame.token, now)) this.#countUseless(now);
