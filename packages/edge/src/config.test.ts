@@ -149,6 +149,11 @@ test.each([
     "listener: sftp",
     "deployments.1.listener: deployments.0 has this listener already; `sni` tells deployments of one listener apart",
   ],
+  [
+    "limits: {",
+    "admission: { rules: { proxyHeader: { dryRun: true } } }\nlimits: {",
+    "admission.rules.proxyHeader: a header that is required cannot be left out: only onDeny can be set; see proxyProtocol",
+  ],
   ["startup: auto", "alpn: [h2]", "deployments.0.alpn: narrows `sni`, which is missing"],
   ["startup: auto", "sni: ['a*.example']", "deployments.0.sni.0: a wildcard is the whole first label: *.corp.example"],
   [
