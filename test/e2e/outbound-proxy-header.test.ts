@@ -117,7 +117,8 @@ test("checks of a target that expects a header begin with one of their own", asy
     for (const [name, seen] of heads) {
       await pollUntil(() => seen.length >= 2 || undefined, { what: `checks of ${name}` });
       const head = name.endsWith("v2") ? LOCAL : "PROXY TCP4 127.0.0.1 127.0.0.1 FROM TO\r\n";
-      expect([...new Set(seen.map((bytes) => bytes.slice(0, head.length)))], name).toEqual([head]);
+      const begun = new Set(seen.map((bytes) => bytes.slice(0, head.length)));
+      expect({ name, begun: [...begun] }).toEqual({ name, begun: [head] });
     }
     expect(await pair.command("edge", ["status", "--config", pair.edge.configPath])).not.toContain("down");
   } finally {

@@ -214,6 +214,14 @@ describe("the session ends, with a code, and its streams with it", () => {
       CloseCode.protocol,
       "stream id is used again",
     ],
+    [
+      "M10",
+      "an open that comes again and asks for a PROXY header",
+      agent,
+      [{ ...open(1), proxy: [2, "", "", "", ""] } as Frame],
+      CloseCode.protocol,
+      "stream id is used again",
+    ],
     ["M11", "ids that leap", agent, [open(1_126)], CloseCode.protocol, "stream ids leap"],
     [
       "M17",
