@@ -68,6 +68,25 @@ describe("a receive buffer", () => {
     expect(buffer.unconsumed).toBe(1_024);
   });
 
+  it("holds pieces that were joined in little more memory than their bytes", () => {
+    const buffer = new ReceiveBuffer(100_000, 100_000);
+    // The worst that the limits allow: a gap before every two bytes, which come one by one.
+    for (let offset = 3; offset < 3 * 1_000; offset += 3) {
+      buffer.receive(offset, bytesFrom(offset, 1));
+      buffer.receive(offset + 1, bytesFrom(offset + 1, 1));
+    }
+    let allocated = 0;
+    for (let offset = 0; offset < 3 * 1_000; offset += 1) {
+      buffer.receive(offset, bytesFrom(offset, 1));
+      for (let held = buffer.takeHeld(); held !== undefined; held = buffer.takeHeld()) {
+        allocated += held.buffer.byteLength;
+        offset += held.length;
+      }
+    }
+    expect(buffer.received).toBe(3_000);
+    expect(allocated).toBeLessThanOrEqual(1_000 * 32);
+  });
+
   it("is complete when the end stands and every byte before it is there", () => {
     const buffer = new ReceiveBuffer(100, 100);
     expect(buffer.complete).toBe(false);

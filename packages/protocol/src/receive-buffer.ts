@@ -16,6 +16,8 @@ const MAX_GAPS = 1_024;
 
 /** Held pieces that follow each other are joined up to so many bytes: those that come one by one do not cost an object each. */
 const COLLECTED_BYTES = 1_024;
+/** Where pieces are joined there is room for so many bytes at first, and for twice as many whenever it is full. */
+const MIN_COLLECTED_BYTES = 32;
 
 /**
  * The most bytes whose consumption goes untold while more arrive. A sender keeps what is not acknowledged and may have
@@ -216,7 +218,11 @@ export class ReceiveBuffer {
     this.#gaps = gaps;
     this.#segmentBytes += bytes.length;
     if (follows && before.length + bytes.length <= COLLECTED_BYTES) {
-      if (before.bytes.length < COLLECTED_BYTES) before.bytes = copied(before.bytes, COLLECTED_BYTES);
+      const needed = before.length + bytes.length;
+      if (before.bytes.length < needed) {
+        const room = Math.max(MIN_COLLECTED_BYTES, needed, 2 * before.bytes.length);
+        before.bytes = copied(before.bytes, Math.min(room, COLLECTED_BYTES));
+      }
       before.bytes.set(bytes, before.length);
       before.length += bytes.length;
       return false;
