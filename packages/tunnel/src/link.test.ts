@@ -170,6 +170,30 @@ describe("a link", () => {
     expect(end).toEqual({ code: 1002, reason: "WS_ERR_UNEXPECTED_RSV_2_3", breach: true });
   });
 
+  test("takes no message between the fragments of another", async () => {
+    const { agentSocket, received, edgeEnd } = await connectLinks();
+    // A binary fragment that is not the last, and a whole message where only its continuation may come.
+    agentSocket.write(Buffer.from([0x02, 0x81, 0, 0, 0, 0, 1]));
+    agentSocket.write(messages([new Uint8Array(3)]));
+    const end = await withDeadline(edgeEnd, { what: "close" });
+    expect(end).toEqual({ code: 1002, reason: "WS_ERR_INVALID_OPCODE", breach: true });
+    expect(received).toEqual([]);
+  });
+
+  test("writes nothing more after a write that failed", async () => {
+    const { agent, agentSocket, agentEnd } = await connectLinks();
+    const write = () => agent.write((writer) => writer.put(encodeFrame({ type: "ping", token: 1 })));
+    let retries = 0;
+    agent.onWritable = () => {
+      retries += 1;
+      if (retries < 100) write();
+    };
+    agentSocket.destroy();
+    write();
+    await withDeadline(agentEnd, { what: "close" });
+    expect(retries).toBe(0);
+  });
+
   test.for([
     [CloseCode.protocol, true],
     [CloseCode.policy, false],

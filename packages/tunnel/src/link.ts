@@ -134,7 +134,9 @@ export class Link {
     this.#writing = true;
     this.bytesSent += writer.used;
     const bytes = writer.bytes.subarray(0, writer.used);
-    this.#socket.write(bytes, () => {
+    this.#socket.write(bytes, (error) => {
+      // The link is lost, which is told when its socket has closed. What was written now would only be sent again elsewhere.
+      if (error) return;
       this.#writing = false;
       if (!this.#dead) this.onWritable();
     });
@@ -220,14 +222,19 @@ export class Link {
 
 /** The part of `ws` that no public interface reaches. */
 interface WebSocketInternals {
-  readonly _receiver?: { readonly _state: number; readonly _bufferedBytes: number };
+  readonly _receiver?: { readonly _state: number; readonly _bufferedBytes: number; readonly _fragmented: number };
 }
 
 /**
- * Whether `ws` has read whole frames only, so that the next byte begins one. Where that cannot be told it reads on, which is
+ * Whether `ws` has read whole messages only, so that the next byte begins one. Where that cannot be told it reads on, which is
  * slower and as right.
  */
 function atBoundary(webSocket: WebSocket): boolean {
   const receiver = (webSocket as unknown as WebSocketInternals)._receiver;
-  return webSocket.readyState === webSocket.OPEN && receiver?._state === 0 && receiver._bufferedBytes === 0;
+  return (
+    webSocket.readyState === webSocket.OPEN &&
+    receiver?._state === 0 &&
+    receiver._bufferedBytes === 0 &&
+    receiver._fragmented === 0
+  );
 }
