@@ -598,3 +598,32 @@ describe("closing", () => {
     expect(pair.edge.stream(id).outcome).toEqual({ code: resetCode, by: "session" });
   });
 });
+
+describe("a write of many OPENs", () => {
+  it("never takes one that is longer than what is left, whatever their texts", () => {
+    const session = new Session({ role: "edge", maxStreams: 10_000, initialCredit: 0 });
+    session.attach(1, 0);
+    const framing = { headerBytes: () => 4, writeHeader: () => undefined };
+    const writer = new FrameWriter(new Uint8Array(65_536), framing);
+    const name = "n".repeat(255);
+    const address = "a".repeat(64);
+    for (let length = 1; length <= 300; length += 7) {
+      const target = "t".repeat(length);
+      for (let count = 0; count < 200; count += 1) {
+        session.open({
+          connection: address,
+          target,
+          deployment: name,
+          partner: address,
+          proxy: [2, address, address, name, name],
+        });
+      }
+      for (let writes = 0; writes < 5; writes += 1) {
+        writer.clear();
+        session.poll(1, writer, 0);
+        expect(writer.used).toBeLessThanOrEqual(65_536);
+      }
+    }
+    expect(session.streamCount).toBe(43 * 200);
+  });
+});

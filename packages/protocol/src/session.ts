@@ -1066,8 +1066,11 @@ export class Session {
   }
 }
 
-/** OPEN is the longest control frame that is queued: its texts have at most 64 + 300 + 255 + 64 bytes. */
-const MAX_QUEUED_CONTROL_BYTES = 1_024;
+/**
+ * OPEN is the longest control frame that is queued: its texts have at most 64 + 300 + 255 + 64 bytes, and those of the
+ * PROXY header it asks for 64 + 64 + 255 + 255.
+ */
+const MAX_QUEUED_CONTROL_BYTES = 2_048;
 const END_FRAME_BYTES = 13;
 /** How many streams of a busy link are looked at for one that another link can help. */
 const MAX_STRIPE_TRIES = 8;
