@@ -7,7 +7,7 @@
 import type { Socket } from "node:net";
 import { largeChunks, middleChunks } from "@sallyport/protocol";
 
-/** Shorter writes get a buffer of just their size. */
+/** So little gets a buffer that is not pooled. */
 const SMALL_BYTES = 1_024;
 
 export class SocketWriter {
@@ -37,9 +37,11 @@ export class SocketWriter {
     // what was collected before a target was connected.
     if (this.#used + bytes.length > chunkBytes) this.#submit();
     for (let from = 0; from < bytes.length; ) {
-      this.#chunk ??= largeChunks.take();
       const count = Math.min(bytes.length - from, chunkBytes - this.#used);
-      this.#chunk.set(from === 0 && count === bytes.length ? bytes : bytes.subarray(from, from + count), this.#used);
+      this.#room(this.#used + count).set(
+        from === 0 && count === bytes.length ? bytes : bytes.subarray(from, from + count),
+        this.#used,
+      );
       this.#used += count;
       from += count;
       if (from < bytes.length) this.#submit();
@@ -57,32 +59,57 @@ export class SocketWriter {
     this.#socket.end();
   }
 
+  /** The buffer that is being filled, with room for `bytes` in all. */
+  #room(bytes: number): Uint8Array {
+    const chunk = this.#chunk;
+    if (chunk !== undefined && chunk.length >= bytes) return chunk;
+    // What is written to a socket that is busy may wait for long; the rest goes out at the end of this turn.
+    const larger = this.#inFlight === 0 ? largeChunks.take() : take(bytes);
+    if (chunk !== undefined) {
+      larger.set(chunk.subarray(0, this.#used));
+      letGo(chunk);
+    }
+    this.#chunk = larger;
+    return larger;
+  }
+
   #submit(): void {
     const chunk = this.#chunk;
     const bytes = this.#used;
     if (chunk === undefined) return;
     this.#chunk = undefined;
     this.#used = 0;
-    if (this.#socket.destroyed) return largeChunks.give(chunk);
+    if (this.#socket.destroyed) return letGo(chunk);
     this.#inFlight += 1;
     const fitting = fit(chunk, bytes);
     this.#socket.write(fitting.subarray(0, bytes), (error) => {
       this.#inFlight -= 1;
       // Where a write failed the system may not be through with its memory: the buffer is not used again.
       if (error) return;
-      largeChunks.give(fitting);
-      middleChunks.give(fitting);
+      letGo(fitting);
       this.#onWritten(bytes);
       if (this.#inFlight === 0) this.#submit();
     });
   }
 }
 
+/** A buffer of the smallest kind that holds `bytes`. */
+function take(bytes: number): Uint8Array {
+  if (bytes > middleChunks.chunkBytes) return largeChunks.take();
+  return bytes > SMALL_BYTES ? middleChunks.take() : new Uint8Array(SMALL_BYTES);
+}
+
+function letGo(chunk: Uint8Array): void {
+  largeChunks.give(chunk);
+  middleChunks.give(chunk);
+}
+
 /** The smallest buffer for what a socket may hold on to for long: a reader that stalls costs little more than its bytes. */
 function fit(chunk: Uint8Array, bytes: number): Uint8Array {
-  if (bytes > middleChunks.chunkBytes) return chunk;
+  if (bytes > middleChunks.chunkBytes || chunk.length <= SMALL_BYTES) return chunk;
+  if (bytes > SMALL_BYTES && chunk.length === middleChunks.chunkBytes) return chunk;
   const smaller = bytes <= SMALL_BYTES ? new Uint8Array(bytes) : middleChunks.take();
   smaller.set(chunk.subarray(0, bytes));
-  largeChunks.give(chunk);
+  letGo(chunk);
   return smaller;
 }
