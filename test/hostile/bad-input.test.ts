@@ -179,7 +179,7 @@ const edgeFiles: Case[] = [
     "via without client",
     () => edgeConfig({ deployments: [{ name: "one", listener: "first", target: "sftp", via: { tunnel: "dmz" } }] }),
     78,
-    /deployments\.0\.via\.client: required/,
+    /deployments\.0\.via: either client or clients must be given/,
   ],
   ["text that is no YAML", () => "name: [a\nlisteners: }\n", 78, /:\d+:\d+: /],
   ["tabs", () => "name: a\nlimits:\n\tmaxConnections: 1\n", 78, /tabs cannot indent/],
