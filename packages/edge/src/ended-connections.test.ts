@@ -31,6 +31,7 @@ test("each way to end is counted once, and each duration that there was", () => 
     Ended.halfCloseTimeout,
     Ended.maxDuration,
     Ended.maxDuration,
+    Ended.noAgent,
   ]) {
     ended.count(facts, ending);
   }
@@ -42,13 +43,14 @@ test("each way to end is counted once, and each duration that there was", () => 
     ["cL", 1],
     ["sD", 1],
     ["PD", 2],
+    ["DX", 1],
     ["PA", 1],
   ]);
-  expect([only?.timeouts, only?.maxDuration]).toEqual([{ idle: 1, halfClose: 1 }, 2]);
+  expect([only?.timeouts, only?.maxDuration, only?.noRoute]).toEqual([{ idle: 1, halfClose: 1 }, 2, 1]);
   expect([only?.queue, only?.connect, only?.session].map((histogram) => histogram?.cumulative.at(-1))).toEqual([
-    5, 0, 5,
+    6, 0, 6,
   ]);
-  expect(only?.session.sum).toBe(5);
+  expect(only?.session.sum).toBe(6);
 });
 
 test("what the configuration no longer has is forgotten", () => {

@@ -2,6 +2,7 @@
 import { Ended, type Ending } from "@sallyport/tunnel";
 import type { ConnectionFacts } from "./access-record.ts";
 import { CONNECT_BOUNDS, DurationHistogram, SESSION_BOUNDS } from "./duration-histogram.ts";
+import { noServerName } from "./prelude.ts";
 
 export interface EndedOfDeployment {
   readonly listener: string;
@@ -11,10 +12,16 @@ export interface EndedOfDeployment {
   readonly timeouts: { idle: number; halfClose: number };
   /** Those that reached the longest duration. */
   maxDuration: number;
+  /** Those for which there was no deployment, or no agent in time. */
+  noRoute: number;
   readonly queue: DurationHistogram;
   readonly connect: DurationHistogram;
   readonly session: DurationHistogram;
 }
+
+const withoutRoute: ReadonlySet<string> = new Set(
+  [Ended.noAgent, Ended.noAgentInTime, Ended.holdFull, noServerName].map(({ reason }) => reason),
+);
 
 export class EndedConnections {
   /** By listener and deployment. `keep` bounds them by the configuration. */
@@ -33,6 +40,7 @@ export class EndedConnections {
         codes: new Map(),
         timeouts: { idle: 0, halfClose: 0 },
         maxDuration: 0,
+        noRoute: 0,
         queue: new DurationHistogram(CONNECT_BOUNDS),
         connect: new DurationHistogram(CONNECT_BOUNDS),
         session: new DurationHistogram(SESSION_BOUNDS),
@@ -44,6 +52,7 @@ export class EndedConnections {
     if (reason === Ended.idleTimeout.reason || reason === Ended.idleTimeoutLast.reason) ended.timeouts.idle += 1;
     else if (reason === Ended.halfCloseTimeout.reason) ended.timeouts.halfClose += 1;
     else if (reason === Ended.maxDuration.reason) ended.maxDuration += 1;
+    else if (withoutRoute.has(reason)) ended.noRoute += 1;
     if (facts.denied !== undefined) return;
     ended.queue.observeMs(facts.queueMs);
     ended.connect.observeMs(facts.connectMs);

@@ -49,6 +49,16 @@ export function registerEndedMetrics(registry: Registry, edge: Edge): void {
     },
   });
   new Counter({
+    name: "edge_no_route_total",
+    help: "Partner connections for which there was no deployment (server name) or no agent in time.",
+    labelNames: ["listener", "deployment"],
+    registers,
+    collect() {
+      this.reset();
+      for (const ended of all()) this.inc(labelsOf(ended), ended.noRoute);
+    },
+  });
+  new Counter({
     name: "edge_flow_paused_total",
     help: "Times that reading from a partner or a target was stopped because the other side did not take what came.",
     registers,

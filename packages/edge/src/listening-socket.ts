@@ -27,9 +27,6 @@ export class ListeningSocket {
     this.#server = createServer({
       allowHalfOpen: true,
       pauseOnConnect: true,
-      noDelay: true,
-      keepAlive: true,
-      keepAliveInitialDelay: 30_000,
       highWaterMark: SOCKET_BUFFER_BYTES,
     });
     this.#server.on("connection", (socket: Socket) => {

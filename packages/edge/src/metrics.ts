@@ -48,6 +48,36 @@ export function registerEdgeMetrics(registry: Registry, edge: Edge): void {
     },
   });
   new Counter({
+    name: "edge_proxy_header_errors_total",
+    help: "Partner connections refused for their PROXY header, by reason.",
+    labelNames: ["listener", "reason"],
+    registers,
+    collect() {
+      this.reset();
+      for (const { name, refused, settings } of edge.listeners.values()) {
+        if (settings.proxy === undefined) continue;
+        for (const reason of ["proxyHeader", "proxyHeaderTimeout", "untrustedProxy"] as const) {
+          this.inc({ listener: name, reason }, refused[reason] ?? 0);
+        }
+      }
+    },
+  });
+  new Gauge({
+    name: "edge_bytes_buffered",
+    help: "Bytes of tunnelled connections in memory: `in` from partners and not acknowledged by agents, `out` not yet taken by partners.",
+    labelNames: ["dir"],
+    registers,
+    collect() {
+      let [bytesIn, bytesOut] = [0, 0];
+      for (const { driver } of edge.sessions.all) {
+        bytesIn += driver.session.queueBytes;
+        bytesOut += driver.session.heldBytes - driver.session.queueBytes;
+      }
+      this.set({ dir: "in" }, bytesIn);
+      this.set({ dir: "out" }, Math.max(0, bytesOut));
+    },
+  });
+  new Counter({
     name: "edge_proxy_checks_total",
     help: "Connections of a proxy in front that only look whether the listener lives (PROXY protocol, LOCAL).",
     labelNames: ["listener"],

@@ -57,6 +57,9 @@ type Way =
   | { readonly type: "relay"; readonly relay: Relay }
   | { readonly type: "splice"; readonly splice: Splice };
 
+/** Idle time before the kernel asks whether the partner is still there. */
+const KEEP_ALIVE_MS = 30_000;
+
 export class PartnerConnection {
   readonly id: string;
   readonly listener: Listener;
@@ -392,7 +395,9 @@ export class PartnerConnection {
       const denial = gatekeeper.admission.refuseLater(this.#admitted, "targetMaxConnections");
       if (denial !== undefined) return this.#refuse(denial.reason, denial);
     }
-    // From here on bytes flow; what was read before is in front of the socket.
+    // From here on bytes flow; what was read before is in front of the socket. Those that are refused are spared its options.
+    this.#socket.setNoDelay(true);
+    this.#socket.setKeepAlive(true, KEEP_ALIVE_MS);
     const pace = this.listener.pace();
     if (pace !== undefined) this.#socket = pacedSocket(this.#socket, pace);
     this.#routeTo(deployment);

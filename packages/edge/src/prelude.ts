@@ -29,11 +29,14 @@ export type PreludeRefusal =
   | "clientHelloTimeout"
   | "notRunning";
 
+/** A client asked for a name that no deployment of its listener has. */
+export const noServerName: Ending = { code: "PR", reason: "no deployment for this server name" };
+
 export const preludeRefusals: Record<PreludeRefusal, Ending> = {
   untrustedProxy: { code: "PA", reason: "peer is no trusted proxy" },
   proxyHeader: { code: "PR", reason: "bad PROXY header" },
   proxyHeaderTimeout: { code: "cR", reason: "PROXY header timeout" },
-  serverName: { code: "PR", reason: "no deployment for this server name" },
+  serverName: noServerName,
   clientHelloTimeout: { code: "cR", reason: "client hello timeout" },
   notRunning: { code: "PA", reason: "the deployment is stopped" },
 };
