@@ -5,7 +5,6 @@
  * `ws` makes the request, but does not finish it: nothing of it is sent before TLS stands and the certificate is the
  * paired one, and the proof needs the finished handshake anyway.
  */
-import { X509Certificate } from "node:crypto";
 import type { Agent, ClientRequest, IncomingMessage } from "node:http";
 import { isIP, type LookupFunction } from "node:net";
 import { type ConnectionOptions, checkServerIdentity, connect as connectTls, TLSSocket } from "node:tls";
@@ -21,6 +20,7 @@ import {
   parseEdgeHello,
 } from "./authentication.ts";
 import { certificatePin } from "./pairing-line.ts";
+import { pinnedTrust } from "./pinned-trust.ts";
 import { deriveVerifier } from "./token.ts";
 import {
   SOCKET_HIGH_WATER_MARK_BYTES,
@@ -159,7 +159,7 @@ class Attempt {
 
   #request(timeoutMs: number): void {
     const { address, agent, resolve, certificate, pin } = this.#options;
-    this.#pin = pin ?? (certificate === undefined ? undefined : certificatePin(new X509Certificate(certificate).raw));
+    this.#pin = pin ?? (certificate === undefined ? undefined : pinnedTrust(certificate).pin);
     const tls = this.#tlsOptions();
     const clientOptions: ClientOptions = {
       ...webSocketOptions,
@@ -208,8 +208,7 @@ class Attempt {
       // Said outright, because proxy agents otherwise guess it from the call stack.
       secureEndpoint: true,
       ...(isIP(name) === 0 ? { servername: name } : {}),
-      // A pinned certificate may be a leaf that some authority signed; it is trusted for itself.
-      ...(pinned ? { ca: [certificate], allowPartialTrustChain: true } : {}),
+      ...(pinned ? { secureContext: pinnedTrust(certificate).secureContext } : {}),
       checkServerIdentity: (_host, presented) => {
         if (pinned) {
           return certificatePin(presented.raw) === this.#pin ? undefined : new PinError();
