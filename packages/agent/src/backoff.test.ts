@@ -33,6 +33,13 @@ describe("backoff", () => {
     expect(new Backoff({ minMs: 2_000, random: () => 1 }).next({ sessionWaits: true })).toBe(2_000);
   });
 
+  it("waits little again when what it waited for is given up", () => {
+    const backoff = new Backoff({ random: () => 1 });
+    for (let count = 0; count < 10; count += 1) backoff.next({ sessionWaits: true });
+    backoff.beginAnew();
+    expect([backoff.next(), backoff.next()]).toEqual([200, 400]);
+  });
+
   it("never waits less than the floor, and spreads above it", () => {
     expect(new Backoff({ random: () => 0 }).next({ floorMs: 30_000 })).toBe(30_000);
     expect(new Backoff({ random: () => 1 }).next({ floorMs: 5_000 })).toBe(5_200);

@@ -46,6 +46,11 @@ export class Backoff {
     return delayMs;
   }
 
+  /** What was waited for is given up, and what comes is a new story: waits are short at first. */
+  beginAnew(): void {
+    this.#ceilingMs = this.#minMs;
+  }
+
   /** A link has ended that had been up for `livedMs`. */
   ended(livedMs: number): void {
     if (livedMs >= PROVEN_MS) this.#ceilingMs = this.#minMs;

@@ -109,6 +109,8 @@ export class EdgeSession {
   /** What the sessions that have ended counted. */
   readonly #endedCounters = { stalls: 0, resumptions: 0, retransmittedBytes: 0 };
 
+  /** One for each slot. */
+  readonly #backoffs: Backoff[] = [];
   /** Ends each pause between tries; at most one for each slot. */
   readonly #pauses = new Set<() => void>();
   readonly #options: EdgeSessionOptions;
@@ -250,6 +252,7 @@ export class EdgeSession {
 
   async #runSlot(slot: number): Promise<void> {
     const backoff = new Backoff(this.#options.backoff);
+    this.#backoffs.push(backoff);
     const { signal } = this.#stop;
     while (!signal.aborted) {
       if (!this.#mayDial(slot)) {
@@ -461,6 +464,8 @@ export class EdgeSession {
     if (current !== this.#current) return;
     this.#current = undefined;
     const { stalls, resumptions, retransmittedBytes } = current.driver.session.counters;
+    // An edge that restarts is mostly back soon after the session was given up; waits that grew meanwhile would outlast it.
+    if (code === CloseCode.timeout) for (const backoff of this.#backoffs) backoff.beginAnew();
     this.#endedCounters.stalls += stalls;
     this.#endedCounters.resumptions += resumptions;
     this.#endedCounters.retransmittedBytes += retransmittedBytes;
