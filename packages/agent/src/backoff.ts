@@ -41,7 +41,9 @@ export class Backoff {
    */
   next({ floorMs = 0, sessionWaits = false }: { floorMs?: number; sessionWaits?: boolean } = {}): number {
     const ceilingMs = sessionWaits ? Math.min(this.#ceilingMs, Math.max(WAITING_MAX_MS, this.#minMs)) : this.#ceilingMs;
-    const delayMs = floorMs + this.#random() * ceilingMs;
+    // A few agents wait for an edge with sessions of theirs, and each try costs; all the others must not come back in step.
+    const share = sessionWaits ? 0.5 + this.#random() / 2 : this.#random();
+    const delayMs = floorMs + share * ceilingMs;
     this.#ceilingMs = Math.min(this.#maxMs, this.#ceilingMs * 2);
     return delayMs;
   }

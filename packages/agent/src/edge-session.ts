@@ -111,8 +111,6 @@ export class EdgeSession {
 
   /** One for each slot. */
   readonly #backoffs: Backoff[] = [];
-  /** Ends each pause between tries; at most one for each slot. */
-  readonly #pauses = new Set<() => void>();
   readonly #options: EdgeSessionOptions;
   readonly #log: Logger;
   readonly #stop = new AbortController();
@@ -262,13 +260,11 @@ export class EdgeSession {
       const { livedMs, floorMs } = await this.#attempt(slot);
       backoff.ended(livedMs);
       if (floorMs === undefined) continue;
-      // One slot hurries for a session that waits; the others come early as soon as it is back.
-      const sessionWaits = slot === 0 && this.hasSession && this.links === 0;
-      await this.#pause(backoff.next({ floorMs, sessionWaits }));
+      await this.#pause(backoff.next({ floorMs, sessionWaits: this.hasSession && this.links === 0 }));
     }
   }
 
-  /** Ends early when the session is closed, or resumed by another slot. */
+  /** Ends early when the session is closed. */
   async #pause(delayMs: number): Promise<void> {
     const { signal } = this.#stop;
     if (signal.aborted) return;
@@ -276,12 +272,10 @@ export class EdgeSession {
       const done = () => {
         clearTimeout(timer);
         signal.removeEventListener("abort", done);
-        this.#pauses.delete(done);
         resolve();
       };
       const timer = setTimeout(done, delayMs);
       signal.addEventListener("abort", done);
-      this.#pauses.add(done);
     });
   }
 
@@ -383,10 +377,8 @@ export class EdgeSession {
     if (predecessor !== undefined) current.driver.retire(predecessor);
     const facts = { edge: current.edge, session: head(current.id), links: this.links };
     if (joined === undefined) this.#log.info(facts, "connected");
-    else if (resumed) {
-      this.#log.info({ ...facts, streams: this.streams }, "session resumed");
-      for (const endPause of this.#pauses) endPause();
-    } else this.#log.debug(facts, "link joined");
+    else if (resumed) this.#log.info({ ...facts, streams: this.streams }, "session resumed");
+    else this.#log.debug(facts, "link joined");
     this.#wakeSlots();
   }
 
