@@ -33,6 +33,12 @@ describe("backoff", () => {
     expect(new Backoff({ minMs: 2_000, random: () => 1 }).next({ sessionWaits: true })).toBe(2_000);
   });
 
+  it("waits at least half of the ceiling while a session waits, because each try costs", () => {
+    const backoff = new Backoff({ random: () => 0 });
+    expect([1, 2, 3].map(() => backoff.next({ sessionWaits: true }))).toEqual([100, 200, 250]);
+    expect(backoff.next()).toBe(0);
+  });
+
   it("waits little again when what it waited for is given up", () => {
     const backoff = new Backoff({ random: () => 1 });
     for (let count = 0; count < 10; count += 1) backoff.next({ sessionWaits: true });

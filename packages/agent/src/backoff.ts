@@ -1,6 +1,7 @@
 /**
  * When to dial an edge again. Full jitter: a delay anywhere between nothing and a ceiling that doubles, so that agents
  * which lost the same edge do not come back in step ("Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
+ * Only while a session waits is the delay at least half of its ceiling.
  */
 
 /** A link that lived this long was a success; a shorter one is one more failure, or a crashing edge would be hammered. */
