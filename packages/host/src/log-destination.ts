@@ -13,6 +13,12 @@ const MAX_QUEUED_BYTES = 16 * 1024 * 1024;
 /** One write takes at most about so much. */
 const BATCH_BYTES = 64 * 1024;
 
+/**
+ * Lines that come within so many milliseconds of the last write go out together: a write is a trip to another thread and
+ * back, which on a busy edge cost more than the lines.
+ */
+const GATHER_MS = 10;
+
 /** How long a non-blocking descriptor that is full is left alone. */
 const RETRY_MS = 50;
 
@@ -57,6 +63,9 @@ export class LogDestination {
   #batch: Buffer | undefined;
   /** The batch is not being written: the sink was full, and this timer will try again. */
   #retry: NodeJS.Timeout | undefined;
+  /** Nothing is being written: this timer will, with all that has come until then. */
+  #gathering: NodeJS.Timeout | undefined;
+  #wroteAt = Number.NEGATIVE_INFINITY;
   /** A write failed in the middle of a line: the next one must not continue it. */
   #torn = false;
   /** The batch begins with an end of line for that, which is still to be written. */
@@ -88,14 +97,16 @@ export class LogDestination {
     }
     this.#queue.push({ text, bytes });
     this.#queuedBytes += bytes;
-    if (this.#batch === undefined) {
-      this.#writeNext();
-    }
+    if (this.#batch === undefined && this.#gathering === undefined) this.#writeSoon();
   }
 
   /** Resolves when everything was written or dropped. */
   flush(): Promise<void> {
-    return this.#batch === undefined ? Promise.resolve() : new Promise((resolve) => this.#idle.push(resolve));
+    if (this.#batch === undefined && this.#queue.length === 0) return Promise.resolve();
+    return new Promise((resolve) => {
+      this.#idle.push(resolve);
+      if (this.#gathering !== undefined) this.#writeNext();
+    });
   }
 
   /** Waits at most `timeoutMs` for the sink; what it has not taken then is lost. Nothing may be written afterwards. */
@@ -113,13 +124,23 @@ export class LogDestination {
     process.removeListener("exit", this.#flushAtExit);
   }
 
+  /** At once, or when the lines of a moment have been gathered; whoever waits for a flush, or much, is not kept waiting. */
+  #writeSoon(): void {
+    const restMs = this.#wroteAt + GATHER_MS - performance.now();
+    if (restMs <= 0 || this.#idle.length > 0 || this.#queuedBytes >= BATCH_BYTES) return this.#writeNext();
+    this.#gathering = setTimeout(() => this.#writeNext(), Math.ceil(restMs)).unref();
+  }
+
   #writeNext(): void {
+    clearTimeout(this.#gathering);
+    this.#gathering = undefined;
     if (this.#queue.length === 0) {
       for (const resolve of this.#idle.splice(0)) {
         resolve();
       }
       return;
     }
+    this.#wroteAt = performance.now();
     this.#batch = this.#takeBatch();
     this.#writeBatch();
   }
@@ -171,7 +192,8 @@ export class LogDestination {
       return;
     }
     this.#batch = undefined;
-    this.#writeNext();
+    if (this.#queue.length === 0) this.#writeNext();
+    else this.#writeSoon();
   }
 
   /** What is being written in the background will be; what is behind it is written here, for a bounded time. */
