@@ -70,9 +70,9 @@ describe("the pace of a link", () => {
     link.run(20_000);
     const elapsedMs = link.now - now;
     expect((link.delivered - delivered) / elapsedMs).toBeGreaterThanOrEqual(0.95 * rate);
-    // Two round trips and some milliseconds of the link's rate are under way: one round trip of queue. PINGs a quarter of
-    // the limit apart tell the rate to as much.
-    const bound = 1.25 * Math.max(128 * KIBIBYTE, rate * (2 * (2 * oneWayMs + 0.5) + 6)) + 32 * KIBIBYTE;
+    // Four round trips and some milliseconds of the link's rate are under way. PINGs an eighth of the limit apart, on
+    // a thin link two or three frames, tell the rate to no more than that.
+    const bound = 1.25 * Math.max(128 * KIBIBYTE, rate * (4 * (2 * oneWayMs + 0.5) + 6)) + 32 * KIBIBYTE;
     expect(link.mostInFlight).toBeLessThanOrEqual(bound);
     // The peer bears 1,000 a second.
     expect(((link.pings - pings) * 1_000) / elapsedMs).toBeLessThan(800);
@@ -85,7 +85,7 @@ describe("the pace of a link", () => {
     link.run(2_000);
     link.mostInFlight = 0;
     link.run(1_000);
-    expect(link.mostInFlight).toBeLessThanOrEqual(10_000 * (2 * 10.5 + 6) * 1.2 + 16 * KIBIBYTE);
+    expect(link.mostInFlight).toBeLessThanOrEqual(10_000 * (4 * 10.5 + 6) * 1.2 + 16 * KIBIBYTE);
   });
 
   it("holds nothing back before the first PONG", () => {

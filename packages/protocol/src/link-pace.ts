@@ -4,9 +4,12 @@
  * front of everybody, megabytes deep.
  *
  * The measure is a PING behind the data: its PONG says that all before it was read. The limit is what the link delivers in
- * two round trips and a few milliseconds (twice the bandwidth-delay product, as BBR), so it doubles with each round trip
- * as long as more is delivered, and what is under way costs others at most one round trip and those milliseconds. The
- * round trip is that of the quiet link: one that included the queue would let the queue grow with itself.
+ * four round trips and a few milliseconds, so it grows fourfold with each round trip as long as more is delivered, faster than
+ * the transport below it finds its own pace. Twice the bandwidth-delay product (as BBR) would do on a path that loses
+ * nothing; where packets are lost, a byte and all behind it arrive one or two round trips later, and a link that waited
+ * for them would carry less and less. On a long path the kernel's own buffer, which follows the path, is the lower bound
+ * for what queues; on a short one the round trips are nothing beside the milliseconds. The round trip is that of the quiet
+ * link: one that included the queue would let the queue grow with itself.
  *
  * Nothing is held back before the first PONG: a peer that answers none is not paced, and lost after a while.
  */
@@ -15,6 +18,7 @@
 const MIN_BYTES = 131_072;
 /** How far a stream may go beyond the limit that had nothing to send until now. */
 const FRESH_BYTES = 32_768;
+const LIMIT_ROUND_TRIPS = 4;
 /** How long the peer's process may take for what it reads at a time, besides the round trip. */
 const TURN_MS = 5;
 /** The rate is measured over no less than this: shorter, it would be that of single turns of the event loop. */
@@ -87,7 +91,9 @@ export class LinkPace {
     // Without one under way, what waits would wait for ever.
     if (this.#count === 0 && unconfirmed >= this.#limitBytes) return true;
     return (
-      this.#count < MAX_PINGS && unconfirmed >= this.#limitBytes / 4 && now - this.#pingedAt >= PING_SPACING_MS * links
+      this.#count < MAX_PINGS &&
+      unconfirmed >= this.#limitBytes / MAX_PINGS &&
+      now - this.#pingedAt >= PING_SPACING_MS * links
     );
   }
 
@@ -133,7 +139,7 @@ export class LinkPace {
       else if (this.#limited) this.#rate += (rate - this.#rate) / 8;
       this.#beginEpoch(now);
     }
-    this.#limitBytes = Math.max(MIN_BYTES, Math.round(this.#rate * (2 * quietRoundTripMs + TURN_MS)));
+    this.#limitBytes = Math.max(MIN_BYTES, Math.round(this.#rate * (LIMIT_ROUND_TRIPS * quietRoundTripMs + TURN_MS)));
   }
 
   #beginEpoch(now: number): void {

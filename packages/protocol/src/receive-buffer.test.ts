@@ -198,3 +198,60 @@ describe("a receive buffer and a naive one", () => {
     );
   });
 });
+
+describe("a sender that ran out of credit", () => {
+  /** A buffer with a window of 1,000 after its first CREDIT, and all consumed. */
+  function told(): ReceiveBuffer {
+    const buffer = new ReceiveBuffer(500, 1_000);
+    receive(buffer, 0, bytesFrom(0, 500));
+    buffer.consume(500);
+    expect(buffer.announce().limit).toBe(1_500);
+    return buffer;
+  }
+
+  it("is one whose DATA ends where a limit was told, once", () => {
+    const buffer = told();
+    receive(buffer, 500, bytesFrom(500, 500));
+    buffer.consume(500);
+    expect(buffer.takeRanOut()).toBe(false);
+    receive(buffer, 1_000, bytesFrom(1_000, 500));
+    expect([buffer.takeRanOut(), buffer.takeRanOut()]).toEqual([true, false]);
+  });
+
+  it("is told from one that passes an older limit", () => {
+    const buffer = told();
+    receive(buffer, 500, bytesFrom(500, 300));
+    buffer.consume(300);
+    expect(buffer.announce().limit).toBe(1_800);
+    receive(buffer, 800, bytesFrom(800, 800));
+    expect(buffer.takeRanOut()).toBe(false);
+    buffer.consume(800);
+    receive(buffer, 1_600, bytesFrom(1_600, 200));
+    expect(buffer.takeRanOut()).toBe(true);
+  });
+
+  it("is not blamed on the window while the destination is what is slow", () => {
+    const buffer = told();
+    receive(buffer, 500, bytesFrom(500, 600));
+    receive(buffer, 1_100, bytesFrom(1_100, 400));
+    expect(buffer.takeRanOut()).toBe(false);
+  });
+
+  it("is not seen in the first limit, which was given before anything was known", () => {
+    const buffer = new ReceiveBuffer(500, 1_000);
+    receive(buffer, 0, bytesFrom(0, 500));
+    expect(buffer.takeRanOut()).toBe(false);
+  });
+
+  it("does not count what was told before the window grew", () => {
+    const buffer = told();
+    receive(buffer, 500, bytesFrom(500, 300));
+    buffer.consume(300);
+    buffer.announce();
+    receive(buffer, 800, bytesFrom(800, 700));
+    buffer.consume(700);
+    expect(buffer.takeRanOut()).toBe(true);
+    receive(buffer, 1_500, bytesFrom(1_500, 300));
+    expect(buffer.takeRanOut()).toBe(false);
+  });
+});

@@ -47,6 +47,12 @@ export class ReceiveBuffer {
   #announcedConsumed = 0;
   #window: number;
   #finalOffset: number | undefined;
+  /**
+   * Limits that were told after the first, ascending, and that no DATA has reached. Every other one is at least a quarter of a window or
+   * 64 KiB beyond the one before it, so there are few hundred at the most.
+   */
+  #told: number[] = [];
+  #ranOut = false;
   /** Pieces beyond `#received`, in order, without overlap with each other. */
   readonly #segments: Segment[] = [];
   #segmentBytes = 0;
@@ -112,6 +118,7 @@ export class ReceiveBuffer {
     if (end > this.#limit) throw new CreditExceeded();
     if (this.#finalOffset !== undefined && end > this.#finalOffset) throw new ProtocolError("data behind the end");
     if (end <= this.#received) return undefined;
+    if (end >= (this.#told[0] ?? Number.POSITIVE_INFINITY)) this.#reach(end);
     if (offset > this.#received) {
       this.#hold(offset, bytes);
       return undefined;
@@ -119,6 +126,17 @@ export class ReceiveBuffer {
     const fresh = offset === this.#received ? bytes : bytes.subarray(this.#received - offset);
     this.#received = end;
     return fresh;
+  }
+
+  /**
+   * Whether the sender ran out of credit since this was asked last, although no more than half of the window waited to be
+   * consumed: DATA ended where a limit was. A limit that was told before is not asked about again.
+   */
+  takeRanOut(): boolean {
+    if (!this.#ranOut) return false;
+    this.#ranOut = false;
+    this.#told = [];
+    return true;
   }
 
   /** The next held piece that has no gap before it any more. */
@@ -166,8 +184,12 @@ export class ReceiveBuffer {
   /** Whether a CREDIT is worth a frame: a quarter of the window, or 64 KiB, was consumed since the last one. */
   get creditDue(): boolean {
     if (this.complete) return false;
-    const due = Math.min(this.#window / 4, MAX_UNTOLD_BYTES);
+    const due = this.#dueBytes;
     return this.#consumed + this.#window - this.#limit >= due || this.#consumed - this.#announcedConsumed >= due;
+  }
+
+  get #dueBytes(): number {
+    return Math.min(this.#window / 4, MAX_UNTOLD_BYTES);
   }
 
   /** Moves the limit as far as the window allows; what it returns is sent to the peer. */
@@ -178,7 +200,14 @@ export class ReceiveBuffer {
 
   /** The same for a frame that says nothing of what was consumed. */
   announceLimit(): number {
-    this.#limit = Math.max(this.#limit, this.#consumed + this.#window);
+    const limit = this.#consumed + this.#window;
+    if (limit > this.#limit) {
+      this.#limit = limit;
+      // Of those that are close to each other the last counts, or a trickle would leave thousands.
+      const near = this.#told.at(-2);
+      if (near !== undefined && limit - near < this.#dueBytes) this.#told.pop();
+      this.#told.push(limit);
+    }
     return this.#limit;
   }
 
@@ -186,6 +215,14 @@ export class ReceiveBuffer {
   clear(): void {
     this.#segments.length = 0;
     this.#segmentBytes = 0;
+  }
+
+  /** DATA reaches limits that were told. Where it ends at one, the sender had no credit for more. */
+  #reach(end: number): void {
+    let passed = 0;
+    while ((this.#told[passed] ?? Number.POSITIVE_INFINITY) <= end) passed += 1;
+    if (this.#told[passed - 1] === end && this.unconsumed <= this.#window / 2) this.#ranOut = true;
+    this.#told.splice(0, passed);
   }
 
   #hold(offset: number, bytes: Uint8Array): void {

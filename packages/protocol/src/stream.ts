@@ -215,7 +215,7 @@ export class Stream {
    * before anything else, RESUME before the credit that refers to it. What it tells of credit is that of `now`.
    */
   nextControlFrame(now: number): Uint8Array | undefined {
-    if (this.owesCredit) this.window.adapt(this.receive.consumed, now, this.link?.pace.quietRoundTripMs);
+    if (this.owesCredit) this.window.adapt(this.receive.consumed, now, this.receive.takeRanOut());
     this.fitWindow();
     if (this.owesReset) {
       this.owesReset = false;
