@@ -5,7 +5,7 @@ import { connections } from "./measurements/connections.ts";
 import { cut } from "./measurements/cut.ts";
 import { echo } from "./measurements/echo.ts";
 import { ipFilter } from "./measurements/ip-filter.ts";
-import { path, pathWithLoss } from "./measurements/path.ts";
+import { path, pathWithLoss, pathWithLossAndBbr } from "./measurements/path.ts";
 import { size } from "./measurements/size.ts";
 import { standing } from "./measurements/standing.ts";
 
@@ -16,6 +16,7 @@ export const MEASUREMENTS: readonly Measurement[] = [
   standing,
   path,
   pathWithLoss,
+  pathWithLossAndBbr,
   cut,
   size,
   ipFilter,

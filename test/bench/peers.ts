@@ -19,6 +19,9 @@ import { wstunnel } from "./peers/wstunnel.ts";
 
 const root = fileURLToPath(new URL("../../", import.meta.url));
 
+/** More links than one are for long ways. */
+const FAR_GROUPS = ["path", "path-loss", "path-loss-bbr"];
+
 export function allPeers(oursDirectories: readonly OursDirectory[]): Peer[] {
   const builds = [
     { suffix: "", title: "", root },
@@ -36,7 +39,7 @@ export function allPeers(oursDirectories: readonly OursDirectory[]): Peer[] {
       root: build.root,
       mode: "tunnelled",
       agentConfig: { links: 4 },
-      onlyGroups: ["path", "path-loss"],
+      onlyGroups: FAR_GROUPS,
     }),
     sallyport({
       id: `ours-4-links-stripe${build.suffix}`,
@@ -44,7 +47,8 @@ export function allPeers(oursDirectories: readonly OursDirectory[]): Peer[] {
       root: build.root,
       mode: "tunnelled",
       agentConfig: { links: 4, stripe: true },
-      onlyGroups: ["path", "path-loss"],
+      edgeConfig: { stripe: true },
+      onlyGroups: FAR_GROUPS,
     }),
   ]);
   const direct = builds.map((build) =>

@@ -32,7 +32,12 @@ export interface PathOptions {
   readonly queuePackets?: number;
   /** Which packets are lost. Default 1. */
   readonly seed?: number;
+  /** How TCP answers to loss on this path, both ways. Default: what the machine is set to. */
+  readonly congestionControl?: CongestionControl;
 }
+
+/** `cubic` (RFC 9438) is what Linux has where nobody sets another. */
+export type CongestionControl = "cubic" | "bbr";
 
 const source = fileURLToPath(new URL("link-emulator.c", import.meta.url));
 
@@ -54,6 +59,8 @@ export class EmulatedPath {
   readonly #directory: TempDir;
   readonly #far = namespaceNames().far;
   readonly #middle = namespaceNames().middle;
+  readonly #near = `sp${process.pid}n`;
+  readonly #beside = `sp${process.pid}b`;
   #emulator: ChildProcess | undefined;
 
   private constructor(directory: TempDir) {
@@ -103,7 +110,8 @@ export class EmulatedPath {
       emulator.kill("SIGKILL");
       await ended;
     }
-    // A namespace takes its interfaces with it, and their other ends.
+    // A namespace takes its interfaces with it, and their other ends, but in its own time: the next path has the same names.
+    for (const name of [this.#near, this.#beside]) await runProcess({ command: "ip", args: ["link", "del", name] });
     for (const name of [this.#far, this.#middle]) await runProcess({ command: "ip", args: ["netns", "del", name] });
     await this.#directory.remove();
   }
@@ -112,7 +120,7 @@ export class EmulatedPath {
     const emulator = join(this.#directory.path, "link-emulator");
     await runSuccessfully({ command: "gcc", args: ["-D_GNU_SOURCE", "-O2", "-o", emulator, source] });
     const [far, middle] = [this.#far, this.#middle];
-    const [near, beside] = [`sp${process.pid}n`, `sp${process.pid}b`];
+    const [near, beside] = [this.#near, this.#beside];
     const ip = (line: string) => runSuccessfully({ command: "ip", args: line.split(" ") });
     const inside = (namespace: string, line: string) => ip(`netns exec ${namespace} ${line}`);
     await ip(`netns add ${far}`);
@@ -138,6 +146,12 @@ export class EmulatedPath {
     await ip(`link set ${near} up`);
     await ip(`link set ${beside} up`);
     const { delayMs, lossPercent = 0, kilobitsPerSecond = 0, queuePackets = 10_000, seed = 1 } = options;
+    if (options.congestionControl !== undefined) {
+      const network = this.nearHost.replace(/1$/, "0/30");
+      const rule = `congctl ${options.congestionControl}`;
+      await ip(`route replace ${network} dev ${near} proto kernel scope link src ${this.nearHost} ${rule}`);
+      await ip(`-n ${far} route replace ${network} dev f0 proto kernel scope link src ${this.farHost} ${rule}`);
+    }
     const figures = [delayMs, lossPercent, kilobitsPerSecond, queuePackets, seed].map(String);
     const child = spawn("ip", ["netns", "exec", middle, emulator, "m0", "m1", ...figures], {
       stdio: ["pipe", "pipe", "inherit"],

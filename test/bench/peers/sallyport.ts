@@ -17,20 +17,21 @@ export interface SallyportOptions {
   /** The root of a checkout that is built. */
   readonly root: string;
   readonly mode: "direct" | "tunnelled";
-  /** Further top-level keys of agent.yaml. */
+  /** Further top-level keys of agent.yaml, and of edge.yaml. */
   readonly agentConfig?: Readonly<Record<string, unknown>>;
+  readonly edgeConfig?: Readonly<Record<string, unknown>>;
   readonly onlyGroups?: readonly string[];
 }
 
 export function sallyport(options: SallyportOptions): Peer {
-  const { id, title, root, mode, agentConfig = {}, onlyGroups } = options;
-  const changed = Object.entries(agentConfig).map(([key, value]) => `${key}: ${JSON.stringify(value)}`);
+  const { id, title, root, mode, agentConfig = {}, edgeConfig = {}, onlyGroups } = options;
+  const changed = [...changesOf("agent", agentConfig), ...changesOf("edge", edgeConfig)];
   return {
     id,
     title,
     kind: mode === "direct" ? "relay" : "tunnel",
     protection: mode === "direct" ? "none" : "TLS 1.3, authenticated both ways",
-    settings: changed.length === 0 ? "default" : `agent: ${changed.join(", ")}`,
+    settings: changed.length === 0 ? "default" : changed.join(", "),
     programs: [],
     isOurs: true,
     ...(onlyGroups === undefined ? {} : { onlyGroups }),
@@ -38,6 +39,10 @@ export function sallyport(options: SallyportOptions): Peer {
     version: async () => version(root),
     start: (run) => start(run, options),
   };
+}
+
+function changesOf(program: string, config: Readonly<Record<string, unknown>>): string[] {
+  return Object.entries(config).map(([key, value]) => `${program}: ${key}: ${JSON.stringify(value)}`);
 }
 
 function unavailable(root: string, agentKeys: readonly string[]): string | undefined {
@@ -63,7 +68,7 @@ function version(root: string): string {
 
 async function start(
   run: PeerRun,
-  { root, mode, agentConfig }: SallyportOptions,
+  { root, mode, agentConfig, edgeConfig }: SallyportOptions,
 ): Promise<ReadonlyMap<string, number>> {
   const edgeProgram = join(root, "packages/edge/bin/sallyport-edge.js");
   const agentProgram = join(root, "packages/agent/bin/sallyport-agent.js");
@@ -72,7 +77,7 @@ async function start(
   for (const { name } of run.routes) ports.set(name, await findFreePort());
   const tunnel = { host: run.site.edgeHost, port: await findFreePort(run.site.edgeHost) };
   const publicAddress = await run.dialled(tunnel);
-  const edgeConfig = run.path("edge.yaml");
+  const edgeConfigPath = run.path("edge.yaml");
   // JSON is YAML, so that nothing needs quoting by hand.
   const edge = {
     name: "edge",
@@ -99,20 +104,21 @@ async function start(
           clients: [{ name: "lan" }],
         }),
     metrics: { listen: `127.0.0.1:${await findFreePort()}` },
+    ...edgeConfig,
   };
-  await writeFile(edgeConfig, JSON.stringify(edge), { mode: 0o600 });
+  await writeFile(edgeConfigPath, JSON.stringify(edge), { mode: 0o600 });
   const logged = (name: string) => ({ outputFile: run.path(name), cwd: run.path(".") });
   if (mode === "direct") {
     await run.launch("edge", {
       command: node,
-      args: [edgeProgram, "serve", "--config", edgeConfig],
+      args: [edgeProgram, "serve", "--config", edgeConfigPath],
       ...logged("edge.log"),
     });
     return ports;
   }
   const { stdout: pairingLine } = await runSuccessfully({
     command: node,
-    args: [edgeProgram, "pair", "lan", "--config", edgeConfig],
+    args: [edgeProgram, "pair", "lan", "--config", edgeConfigPath],
   });
   const credentialsFile = run.path("dmz.credentials");
   await runSuccessfully({ command: node, args: [agentProgram, "join", "--out", credentialsFile], input: pairingLine });
@@ -128,7 +134,7 @@ async function start(
   await writeFile(agentConfigPath, JSON.stringify(agent), { mode: 0o600 });
   await run.launch("edge", {
     command: node,
-    args: [edgeProgram, "serve", "--config", edgeConfig],
+    args: [edgeProgram, "serve", "--config", edgeConfigPath],
     ...logged("edge.log"),
   });
   await run.untilAccepted(tunnel.host, tunnel.port);
