@@ -18,7 +18,7 @@ import {
   registerAccessLogMetrics,
   Resolver,
 } from "@sallyport/host";
-import { FEATURES, MemoryBudget } from "@sallyport/protocol";
+import { FEATURES, MemoryBudget, MIN_DIRECTION_BYTES } from "@sallyport/protocol";
 import { Registry } from "prom-client";
 import { adminRoutes } from "./admin-routes.ts";
 import { type AgentConfig, loadAgentConfig } from "./config.ts";
@@ -46,7 +46,7 @@ const RESTART_KEYS = [
 ] as const;
 
 /** What a partner that speaks first may send before its target is connected, in bytes of each stream. */
-const INITIAL_CREDIT_BYTES = 16_384;
+const INITIAL_CREDIT_BYTES = MIN_DIRECTION_BYTES;
 
 export class Agent {
   config: AgentConfig;

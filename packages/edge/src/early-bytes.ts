@@ -3,8 +3,8 @@
  * partner speaks first loses no round trip, and is kept until the agent has accepted: when this try fails, the next one
  * gets the same bytes from the beginning, each once.
  *
- * Not more is read than the stream takes before ACCEPT (the initial credit) or `MAX_EARLY_BYTES`, and one chunk of the
- * socket. The rest waits in the kernel, and with the partner.
+ * Not more is read than the stream takes before ACCEPT (the initial credit) or `MAX_EARLY_BYTES`, and one small
+ * read. The rest waits in the kernel, and with the partner.
  */
 import type { Socket } from "node:net";
 import { onConfirmedEnd, readSocket } from "@sallyport/tunnel";
@@ -41,7 +41,7 @@ export class EarlyBytes {
   /** The socket is paused; nothing is read before `flowTo`. */
   constructor(socket: Socket) {
     this.#socket = socket;
-    readSocket(socket, this.#onData);
+    readSocket(socket, this.#onData, { isLarge: false });
     onConfirmedEnd(socket, () => {
       this.#ended = true;
       this.#sink?.end();

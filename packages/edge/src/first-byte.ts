@@ -3,6 +3,7 @@
  * Nothing is opened or dialled for a partner that sends nothing.
  */
 import type { Socket } from "node:net";
+import { readInSmallPieces, stopReading } from "@sallyport/tunnel";
 
 /** `closed`: the partner went, or ended its direction, without a byte. */
 export type FirstByteOutcome = "arrived" | "closed" | "timeout";
@@ -17,6 +18,7 @@ export function awaitFirstByte(
 ): () => void {
   const settle = (outcome: FirstByteOutcome) => {
     cancel();
+    stopReading(socket);
     // A listener for 'readable' is only gone in the next tick: whoever adds one for 'data' must come after that.
     setImmediate(() => {
       socket.pause();
@@ -31,6 +33,7 @@ export function awaitFirstByte(
     socket.off("readable", onReadable);
     socket.off("close", onClose);
   };
+  readInSmallPieces(socket);
   socket.on("readable", onReadable);
   socket.on("close", onClose);
   return cancel;

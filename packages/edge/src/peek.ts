@@ -4,6 +4,7 @@
  * included. Only the end of a connection that has brought no byte is read already; `onConfirmedEnd` knows of it.
  */
 import type { Socket } from "node:net";
+import { readInSmallPieces, stopReading } from "@sallyport/tunnel";
 
 export interface PeekOptions<T> {
   /** Gets all bytes that came so far. `length` of them are taken away; undefined: more are needed. */
@@ -43,6 +44,7 @@ export function peek<T>(socket: Socket, options: PeekOptions<T>): { readonly can
   const finish = (result: PeekResult<T>, taken = 0): void => {
     if (!stop()) return;
     if (bytes.length > taken && !socket.destroyed) socket.unshift(bytes.subarray(taken));
+    stopReading(socket);
     // The stream notes a turn later that nobody waits for 'readable' any more, and would flow by itself after that.
     process.nextTick(() => {
       socket.removeListener("close", onClose);
@@ -73,6 +75,7 @@ export function peek<T>(socket: Socket, options: PeekOptions<T>): { readonly can
   if (socket.destroyed) {
     onClose();
   } else {
+    readInSmallPieces(socket);
     socket.on("readable", onReadable);
     socket.once("close", onClose);
   }

@@ -25,6 +25,8 @@ const TURN_MS = 5;
 const MIN_EPOCH_MS = 20;
 /** The most PINGs that wait for their PONG; a further one takes the place of the oldest. */
 const MAX_PINGS = 8;
+/** A PING behind less is one that measures nothing to the peer, which bears only so many (`LinkState.pinged`). */
+const MIN_PING_BYTES = 32_768;
 /** Over all links of a session, save where a link has to wait: a measure that comes more often costs more than it tells. */
 const PING_SPACING_MS = 1.5;
 /** A link on which no more is under way in either direction does not delay a PING. */
@@ -35,6 +37,7 @@ export class LinkPace {
   #deliveredBytes = 0;
   #receivedBytes = 0;
   #limitBytes = Number.POSITIVE_INFINITY;
+  #busyBytes = Number.POSITIVE_INFINITY;
   #quietRoundTripMs: number | undefined;
   /** In bytes per millisecond; 0 before it was measured. */
   #rate = 0;
@@ -69,6 +72,14 @@ export class LinkPace {
     return this.#quietRoundTripMs;
   }
 
+  /**
+   * About as much is under way as the link delivers in a round trip when it is full: what is more may as well take another.
+   * False before the first PONG.
+   */
+  get isBusy(): boolean {
+    return this.inFlightBytes >= this.#busyBytes;
+  }
+
   /** Whether more data may be written now. */
   admits(who: "fresh" | "bulk"): boolean {
     const limit = who === "fresh" ? this.#limitBytes + FRESH_BYTES : this.#limitBytes;
@@ -92,7 +103,7 @@ export class LinkPace {
     if (this.#count === 0 && unconfirmed >= this.#limitBytes) return true;
     return (
       this.#count < MAX_PINGS &&
-      unconfirmed >= this.#limitBytes / MAX_PINGS &&
+      unconfirmed >= Math.max(MIN_PING_BYTES, this.#limitBytes / MAX_PINGS) &&
       now - this.#pingedAt >= PING_SPACING_MS * links
     );
   }
@@ -139,6 +150,7 @@ export class LinkPace {
       else if (this.#limited) this.#rate += (rate - this.#rate) / 8;
       this.#beginEpoch(now);
     }
+    this.#busyBytes = Math.max(MIN_BYTES / 2, this.#rate * (0.75 * quietRoundTripMs + TURN_MS / 2));
     this.#limitBytes = Math.max(MIN_BYTES, Math.round(this.#rate * (LIMIT_ROUND_TRIPS * quietRoundTripMs + TURN_MS)));
   }
 

@@ -9,10 +9,10 @@ describe("a memory budget", () => {
     { limit: 256, used: 0, start: 524_288, share: 32 * MIB },
     { limit: 256, used: 64, start: 262_144, share: 24 * MIB },
     { limit: 256, used: 96, start: 131_072, share: 20 * MIB },
-    { limit: 256, used: 128, start: 16_384, share: 16 * MIB },
-    { limit: 256, used: 255, start: 16_384, share: 131_072 },
-    { limit: 256, used: 256, start: 16_384, share: 16_384 },
-    { limit: 256, used: 400, start: 16_384, share: 16_384 },
+    { limit: 256, used: 128, start: 8_192, share: 16 * MIB },
+    { limit: 256, used: 255, start: 8_192, share: 131_072 },
+    { limit: 256, used: 256, start: 8_192, share: 8_192 },
+    { limit: 256, used: 400, start: 8_192, share: 8_192 },
     { limit: 16, used: 0, start: 32_768, share: 2 * MIB },
   ])("of $limit MiB with $used MiB in use starts a stream at $start bytes and lets it grow to $share", (row) => {
     const memory = new MemoryBudget(row.limit * MIB);
@@ -34,7 +34,7 @@ describe("a memory budget", () => {
     const memory = new MemoryBudget(64 * MIB);
     memory.adjust(32 * MIB);
     memory.limitBytes = 16 * MIB;
-    expect([memory.freeBytes, memory.usedBytes, memory.shareBytes]).toEqual([0, 32 * MIB, 16_384]);
+    expect([memory.freeBytes, memory.usedBytes, memory.shareBytes]).toEqual([0, 32 * MIB, 8_192]);
   });
 
   it("never gives a share that would not fit, however many take theirs", () => {

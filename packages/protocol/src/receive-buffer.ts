@@ -52,6 +52,8 @@ export class ReceiveBuffer {
    * 64 KiB beyond the one before it, so there are few hundred at the most.
    */
   #told: number[] = [];
+  /** The last of them at which DATA ended; -1: none. */
+  #reachedLimit = -1;
   #ranOut = false;
   /** Pieces beyond `#received`, in order, without overlap with each other. */
   readonly #segments: Segment[] = [];
@@ -129,12 +131,13 @@ export class ReceiveBuffer {
   }
 
   /**
-   * Whether the sender ran out of credit since this was asked last, although no more than half of the window waited to be
-   * consumed: DATA ended where a limit was. A limit that was told before is not asked about again.
+   * Whether, since this was asked last, everything had been consumed while the sender had no credit for more: DATA ended where a
+   * limit was told, and nothing behind it came meanwhile. Limits that were told before are not asked about again.
    */
   takeRanOut(): boolean {
     if (!this.#ranOut) return false;
     this.#ranOut = false;
+    this.#reachedLimit = -1;
     this.#told = [];
     return true;
   }
@@ -170,6 +173,7 @@ export class ReceiveBuffer {
   consume(count: number): void {
     if (count < 0 || this.#consumed + count > this.#received) throw new RangeError("consumed more than was delivered");
     this.#consumed += count;
+    if (this.#consumed === this.#reachedLimit && this.#received === this.#reachedLimit) this.#ranOut = true;
   }
 
   /** Changes how much may be outstanding; takes effect with the next credit. Credit once given is never taken back. */
@@ -221,7 +225,7 @@ export class ReceiveBuffer {
   #reach(end: number): void {
     let passed = 0;
     while ((this.#told[passed] ?? Number.POSITIVE_INFINITY) <= end) passed += 1;
-    if (this.#told[passed - 1] === end && this.unconsumed <= this.#window / 2) this.#ranOut = true;
+    if (this.#told[passed - 1] === end) this.#reachedLimit = end;
     this.#told.splice(0, passed);
   }
 

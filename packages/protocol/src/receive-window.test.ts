@@ -31,6 +31,12 @@ describe("a window", () => {
     expect(sizes).toEqual([1_000, 2_000, 2_000, 4_000, 8_000, 16_000, 16_000]);
   });
 
+  it("that is too small is not judged by how long its bytes took", () => {
+    const window = grown();
+    for (let second = 5; second <= 60; second += 5) window.adapt(15_000 + 3_200 * second, 1_000 * second, true);
+    expect(window.wantedBytes).toBe(16_000);
+  });
+
   it("that is used keeps its size", () => {
     const window = grown();
     for (let second = 1; second <= 60; second += 1) window.adapt(15_000 + 6_400 * second, 40 + 1_000 * second, false);
@@ -59,7 +65,7 @@ describe("a window", () => {
     const window = new ReceiveWindow({ startBytes: 2_097_152, maxBytes: 2_097_152 });
     expect([window.size(memory, 0), window.size(memory, 1)]).toEqual([16_384, 1_048_576]);
     memory.adjust(8_388_608);
-    expect(window.size(memory, 1)).toBe(16_384);
+    expect(window.size(memory, 1)).toBe(8_192);
   });
 
   it("may be smaller than a frame, where that is wanted", () => {

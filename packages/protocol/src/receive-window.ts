@@ -1,7 +1,7 @@
 /**
- * How much credit one direction of a stream is worth, by what it has used so far. A window doubles when the sender ran out of
- * credit although hardly anything waited to be consumed: then it is the way that is longer than the window, and not the
- * destination that is slower. So it ends where the path, the pace of the links or the sender is the limit, whatever time
+ * How much credit one direction of a stream is worth, by what it has used so far. A window doubles when all was consumed
+ * while the sender had no credit for more: then it is the way that is longer than the window, and not the destination that is
+ * slower. So it ends where the path, the pace of the links or the sender is the limit, whatever time
  * the way takes by itself, by repeating what it lost, or by the queues on it. One that is not used any more halves, back to the
  * size at which it began.
  *
@@ -41,7 +41,7 @@ export class ReceiveWindow {
   /** Credit is about to be told at `now`; `wasShort`: it was the window that the sender had to wait for. */
   adapt(consumed: number, now: number, wasShort: boolean): void {
     if (wasShort) this.#wantedBytes = Math.min(this.#maxBytes, this.#wantedBytes * 2);
-    if (this.#periodAt === undefined) return this.#beginPeriod(consumed, now);
+    if (wasShort || this.#periodAt === undefined) return this.#beginPeriod(consumed, now);
     const periods = Math.floor((now - this.#periodAt) / IDLE_PERIOD_MS);
     if (periods === 0) return;
     if (consumed - this.#periodConsumed < USED_WINDOWS * this.#wantedBytes) {

@@ -5,7 +5,8 @@ import { Pair, type PairOptions } from "../../../test/support/pair.ts";
 import { MemoryBudget } from "./memory-budget.ts";
 
 const MIB = 1_048_576;
-const FRAME = 16_384;
+/** What one direction has when nothing is free. */
+const HALF_FRAME = 8_192;
 
 /** A pair on a path of 50 ms and any bandwidth. */
 function longPair(options: PairOptions = {}): Pair {
@@ -90,15 +91,15 @@ describe("a window", () => {
 describe("memory that is scarce", () => {
   it("lets new streams start with one frame, at both ends", () => {
     const memory = new MemoryBudget(0);
-    const pair = longPair({ edge: { memory }, agent: { memory }, initialCredit: FRAME });
+    const pair = longPair({ edge: { memory }, agent: { memory }, initialCredit: HALF_FRAME });
     const id = pair.edge.open();
     pair.run(200);
     const [open, accept] = pair.transcript
       .map(({ frame }) => frame)
       .filter(({ type }) => type === "open" || type === "accept");
-    expect(open).toMatchObject({ type: "open", limit: FRAME });
-    expect(accept).toMatchObject({ type: "accept", limit: FRAME });
-    expect([pair.edge.session.windowBytes, pair.agent.session.windowBytes]).toEqual([FRAME, FRAME]);
+    expect(open).toMatchObject({ type: "open", limit: HALF_FRAME });
+    expect(accept).toMatchObject({ type: "accept", limit: HALF_FRAME });
+    expect([pair.edge.session.windowBytes, pair.agent.session.windowBytes]).toEqual([HALF_FRAME, HALF_FRAME]);
     pair.edge.reset(id, ResetCode.killed);
     pair.run(200);
     expect(memory.usedBytes).toBe(0);
@@ -132,7 +133,7 @@ describe("memory that is scarce", () => {
     pair.edge.send(id, 8 * MIB);
     // An eighth of what is free, and the write that reached it.
     expect(pair.edge.session.queueBytes).toBeGreaterThanOrEqual(MIB / 16);
-    expect(pair.edge.session.queueBytes).toBeLessThanOrEqual(MIB / 8 + FRAME);
+    expect(pair.edge.session.queueBytes).toBeLessThanOrEqual(MIB / 8 + HALF_FRAME);
     expect(pair.edge.stream(id).blocked).toBe(true);
     pair.run(60_000);
     expect(pair.agent.stream(id).received).toBe(8 * MIB);
@@ -140,7 +141,7 @@ describe("memory that is scarce", () => {
 
   it("lets every stream go on, in both directions and with nothing free at either end", () => {
     const memory = () => ({ memory: new MemoryBudget(0) });
-    const pair = longPair({ edge: memory(), agent: memory(), initialCredit: FRAME, capture: false });
+    const pair = longPair({ edge: memory(), agent: memory(), initialCredit: HALF_FRAME, capture: false });
     const ids = Array.from({ length: 50 }, () => pair.edge.open());
     pair.run(100);
     for (const id of ids) {
@@ -169,7 +170,7 @@ describe("memory that is scarce", () => {
     const pair = longPair({
       edge: { memory },
       agent: { memory: new MemoryBudget(16 * MIB) },
-      initialCredit: FRAME,
+      initialCredit: HALF_FRAME,
       capture: false,
     });
     pair.edge.autoConsume = false;
@@ -178,7 +179,7 @@ describe("memory that is scarce", () => {
     pair.run(100);
     for (const id of stalled) pair.agent.send(id, 4 * MIB);
     pair.run(5_000);
-    expect(memory.usedBytes).toBeLessThanOrEqual(16 * MIB + 501 * FRAME);
+    expect(memory.usedBytes).toBeLessThanOrEqual(16 * MIB + 501 * HALF_FRAME);
     const honest = pair.edge.open();
     pair.edge.stream(honest).autoConsume = true;
     const before = pair.now;
@@ -187,7 +188,7 @@ describe("memory that is scarce", () => {
     pair.agent.end(honest);
     while (!pair.edge.stream(honest).endSeen) pair.run(10);
     // One write each round trip at the least, and the wait for its last bytes to be told.
-    expect(pair.now - before).toBeLessThanOrEqual(100 + (50 + 25) * Math.ceil(500_000 / FRAME));
+    expect(pair.now - before).toBeLessThanOrEqual(100 + (50 + 25) * Math.ceil(500_000 / HALF_FRAME));
     expect(pair.edge.stream(honest).received).toBe(500_000);
   });
 });

@@ -11,11 +11,12 @@
  * absolute, so a byte that arrives twice is recognised and a byte that is missing is never skipped.
  */
 import { Budget } from "./budget.ts";
+import { LARGE_CHUNK_BYTES } from "./chunk-pool.ts";
 import { CloseCode, ProtocolError, ResetCode } from "./codes.ts";
 import { DATA_HEADER_BYTES, decodeFrame, encodeFrame, type Frame, type ResumeFrame, writeDataHeader } from "./frame.ts";
 import type { FrameWriter } from "./frame-writer.ts";
 import { LinkState } from "./link-state.ts";
-import { MemoryBudget } from "./memory-budget.ts";
+import { MemoryBudget, MIN_DIRECTION_BYTES } from "./memory-budget.ts";
 import { checkMessage, type Open } from "./messages.ts";
 import { CreditExceeded, ReceiveBuffer } from "./receive-buffer.ts";
 import { ReceiveWindow } from "./receive-window.ts";
@@ -107,6 +108,9 @@ const MIN_SEND_BUFFER_BYTES = 131_072;
  * it with all it holds, and an idle stream holds nothing for longer than this.
  */
 const TELL_DELAY_MS = 25;
+
+/** What a stream reserves for large writes beyond what it may write in any case. */
+const LARGE_WRITE_RESERVE = LARGE_CHUNK_BYTES - MIN_DIRECTION_BYTES;
 
 /** Breaches of credit that a session survives within `CREDIT_BREACH_PERIOD_MS`; each costs its stream. */
 const MAX_CREDIT_BREACHES = 2;
@@ -309,11 +313,27 @@ export class Session {
     return !stream.blocked;
   }
 
+  /**
+   * Asks whether the next `write` may be of up to `LARGE_CHUNK_BYTES`; no more than `MIN_DIRECTION_BYTES` otherwise, or
+   * `memory` could be exceeded by more than that. What it takes is reserved until the answer is no.
+   */
+  allowLargeWrites(id: number, wanted: boolean): boolean {
+    const stream = this.#streams.get(id);
+    if (stream === undefined || stream.phase === "resetting") return false;
+    const allowed = wanted && (stream.largeWrites ? this.#memory.freeBytes > 0 : this.#memory.admitsLargeWrites);
+    if (allowed !== stream.largeWrites) {
+      stream.largeWrites = allowed;
+      this.#account(stream);
+    }
+    return allowed;
+  }
+
   /** Ends this end's direction after everything written. */
   end(id: number): void {
     const stream = this.#streams.get(id);
     if (stream === undefined || stream.ending || stream.phase === "resetting") return;
     if (this.role === "agent" && stream.phase === "opening") throw new Error("end before accept");
+    this.allowLargeWrites(id, false);
     stream.ending = true;
     this.#schedule(stream);
   }
@@ -788,7 +808,7 @@ export class Session {
   /** Follows every change of what a stream holds, has promised or lacks. A stream that is reset holds nothing more. */
   #account(stream: Stream): void {
     if (stream.phase === "resetting") return this.#release(stream);
-    this.#setAccount(stream, stream.receive.promised, stream.send.size);
+    this.#setAccount(stream, stream.receive.promised, stream.send.size, stream.largeWrites ? LARGE_WRITE_RESERVE : 0);
     const { accounted } = stream;
     if (accounted.stalled === stream.stalled) return;
     accounted.stalled = stream.stalled;
@@ -797,21 +817,23 @@ export class Session {
   }
 
   #release(stream: Stream): void {
-    this.#setAccount(stream, 0, 0);
+    this.#setAccount(stream, 0, 0, 0);
     if (stream.accounted.stalled) this.#stalledStreams -= 1;
     stream.accounted.stalled = false;
     this.#untold.delete(stream);
   }
 
-  #setAccount({ accounted }: Stream, windowBytes: number, queueBytes: number): void {
+  #setAccount({ accounted }: Stream, windowBytes: number, queueBytes: number, reservedBytes: number): void {
     const windowChange = windowBytes - accounted.windowBytes;
     const queueChange = queueBytes - accounted.queueBytes;
-    if (windowChange === 0 && queueChange === 0) return;
+    const reservedChange = reservedBytes - accounted.reservedBytes;
+    if (windowChange === 0 && queueChange === 0 && reservedChange === 0) return;
     accounted.windowBytes = windowBytes;
     accounted.queueBytes = queueBytes;
+    accounted.reservedBytes = reservedBytes;
     this.#windowBytesInUse += windowChange;
     this.#queueBytes += queueChange;
-    this.#memory.adjust(windowChange + queueChange);
+    this.#memory.adjust(windowChange + queueChange + reservedChange);
   }
 
   #deliverEnd(stream: Stream): void {
@@ -1011,15 +1033,15 @@ export class Session {
   }
 
   /**
-   * A stream whose own link has as much under way as it can take, and that may use this one: undefined unless this link
-   * has nothing of its own to do. A stream keeps its turn on its own link.
+   * A stream whose own link is busy, and that may use this one: undefined unless this link has nothing of its own to do. A
+   * stream keeps its turn on its own link.
    */
   #stripeableOn(link: LinkState): Stream | undefined {
     if (!this.#stripe || !link.bulk.empty || !link.fresh.empty || link.pace.limitBytes === Number.POSITIVE_INFINITY) {
       return undefined;
     }
     for (const other of this.#links.values()) {
-      if (other === link || other.bulk.empty || other.pace.inFlightBytes < other.pace.limitBytes) continue;
+      if (other === link || other.bulk.empty || !other.pace.isBusy) continue;
       let turn = other.bulk.first;
       for (let tries = 0; turn !== undefined && tries < MAX_STRIPE_TRIES; tries += 1) {
         if (turn.stream.stripeable) return turn.stream;

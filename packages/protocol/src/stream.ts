@@ -109,7 +109,10 @@ export class Stream {
   turnBytes = TURN_BYTES;
 
   /** What the session has accounted for this stream so far; see `Session`. */
-  readonly accounted = { windowBytes: 0, queueBytes: 0, stalled: false };
+  readonly accounted = { windowBytes: 0, queueBytes: 0, reservedBytes: 0, stalled: false };
+
+  /** Its writes may be of `LARGE_CHUNK_BYTES`: memory for that is reserved. */
+  largeWrites = false;
 
   readonly #memory: MemoryBudget;
   readonly #sendBufferBytes: number;

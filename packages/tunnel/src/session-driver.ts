@@ -60,6 +60,11 @@ export class TunnelStream {
     return more;
   }
 
+  /** Whether the next write may be of up to `LARGE_CHUNK_BYTES`, and not `MIN_DIRECTION_BYTES` at the most. */
+  allowLargeWrites(wanted: boolean): boolean {
+    return this.#driver.session.allowLargeWrites(this.id, wanted);
+  }
+
   end(): void {
     this.#driver.session.end(this.id);
     this.#driver.wake();

@@ -11,7 +11,7 @@
  * The splice closes the socket; whoever made the splice hears once how it ended.
  */
 import type { Socket } from "node:net";
-import { ResetCode } from "@sallyport/protocol";
+import { LARGE_CHUNK_BYTES, MIN_DIRECTION_BYTES, ResetCode } from "@sallyport/protocol";
 import { onConfirmedEnd } from "./confirmed-end.ts";
 import { abandon } from "./abandon.ts";
 import { ActivityTimer } from "./activity-timer.ts";
@@ -66,6 +66,7 @@ export class Splice implements StreamHandler {
   readonly #options: SpliceOptions;
   readonly #timer: ActivityTimer;
   readonly #writer: SocketWriter;
+  readonly #readSize = { isLarge: false };
   /** The writer is to be flushed at the end of this turn. */
   #flushing = false;
   #ended = false;
@@ -92,7 +93,7 @@ export class Splice implements StreamHandler {
     const { before } = options;
     this.bytesFromSocket = before?.bytes ?? 0;
     this.firstByteFromSocketAt = before?.firstByteAt;
-    readSocket(socket, this.#onSocketData);
+    readSocket(socket, this.#onSocketData, this.#readSize);
     if (before === undefined) onConfirmedEnd(socket, this.#onSocketEnd);
     else before.onceEnded(this.#onSocketEnd);
     socket.on("finish", this.#onSocketFinish);
@@ -119,7 +120,11 @@ export class Splice implements StreamHandler {
     this.firstByteFromSocketAt ??= performance.now();
     this.bytesFromSocket += bytes.length;
     this.#timer.touch();
-    if (this.#stream.write(bytes)) return;
+    const mayFollow = this.#stream.write(bytes);
+    // What does not fill a read is the last of a burst: the next one begins small, so that an idle stream reserves nothing.
+    const isFilled = bytes.length === (this.#readSize.isLarge ? LARGE_CHUNK_BYTES : MIN_DIRECTION_BYTES);
+    if (isFilled || this.#readSize.isLarge) this.#readSize.isLarge = this.#stream.allowLargeWrites(isFilled);
+    if (mayFollow) return;
     flowPauses.total += 1;
     this.#socket.pause();
   };
