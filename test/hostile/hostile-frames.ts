@@ -362,7 +362,7 @@ const malformed = (what: string, make: Make): Variant => variant(what, make, clo
 // ── the table ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 const elsewhereRaces =
-  "races are random schedules of a model: test/property/session-schedule.test.ts plays 10,000 and more";
+  "races are random schedules of a model: test/property/session-schedule.test.ts plays 10,000 of them for each change";
 
 export const rows: readonly Row[] = [
   {

@@ -6,7 +6,7 @@
  * PROPERTY_RUNS sets how many schedules are played. A failure prints its seed and its shortest schedule; how often each
  * thing happened is printed, and has to be often.
  */
-import { CloseCode, MemoryBudget, ResetCode } from "@sallyport/protocol";
+import { CloseCode, MemoryBudget, MIN_DIRECTION_BYTES, ResetCode } from "@sallyport/protocol";
 import * as fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { CreditAccount } from "../support/credit-account.ts";
@@ -18,8 +18,8 @@ const runs = Number(process.env["PROPERTY_RUNS"] ?? 2_000);
 const WINDOW_BYTES = 8_192;
 const CHUNK_BYTES = 3_000;
 const INITIAL_CREDIT = 4_096;
-/** One frame, which each direction of a stream has however little memory there is. */
-const FRAME_BYTES = 16_384;
+/** By which a stream may exceed the memory, both directions together: one frame. */
+const FRAME_BYTES = 2 * MIN_DIRECTION_BYTES;
 
 const side = fc.constantFrom<Side>("edge", "agent");
 /** Which of the streams so far; taken modulo their number. */
@@ -36,7 +36,16 @@ const lose = fc.record({
 const latencyMs = fc.constantFrom(0, 1, 10, 40, 400, 3_000);
 const gain = fc.record({ do: fc.constant("gain" as const), toEdge: latencyMs, toAgent: latencyMs });
 const open = fc.record({ do: fc.constant("open" as const) });
-const send = fc.record({ do: fc.constant("send" as const), side, pick, bytes: fc.integer({ min: 1, max: 30_000 }) });
+const send = fc.record({
+  do: fc.constant("send" as const),
+  side,
+  pick,
+  bytes: fc.oneof(
+    { weight: 9, arbitrary: fc.integer({ min: 1, max: 30_000 }) },
+    // Enough to make a link busy, so that another may help.
+    { weight: 1, arbitrary: fc.integer({ min: 100_000, max: 300_000 }) },
+  ),
+});
 const end = fc.record({ do: fc.constant("end" as const), side, pick });
 const consume = fc.record({
   do: fc.constant("consume" as const),
@@ -81,6 +90,7 @@ const setup = fc.record({
   /** Of each end; undefined: windows of a fixed size. */
   memoryBytes: fc.constantFrom(undefined, undefined, 0, 100_000, 3_000_000),
   latencyMs: fc.integer({ min: 0, max: 50 }),
+  stripe: fc.boolean(),
   autoAccept: fc.boolean(),
   autoConsume: fc.boolean(),
   steps: fc.oneof(
@@ -109,6 +119,7 @@ const coverage = {
   linksGained: 0,
   resumed: 0,
   retransmittedBytes: 0,
+  stripedBytes: 0,
   drains: 0,
   drainsWithStreams: 0,
   finished: 0,
@@ -188,7 +199,7 @@ function expectBoundedMemory(pair: Pair, memory: Memory): void {
     // Without a budget of their own windows have a fixed size, and what is promised is what may be held.
     const usedBytes = session.windowBytes + session.queueBytes;
     const limitBytes = memory?.[side].limitBytes ?? 0;
-    const perStream = memory === undefined ? 2 * WINDOW_BYTES + CHUNK_BYTES : FRAME_BYTES + CHUNK_BYTES;
+    const perStream = memory === undefined ? 2 * WINDOW_BYTES + CHUNK_BYTES : FRAME_BYTES;
     const promisedBytes = memory?.[side].usedBytes ?? usedBytes;
     expect(promisedBytes).toBe(usedBytes);
     expect(session.heldBytes).toBeLessThanOrEqual(usedBytes);
@@ -228,18 +239,22 @@ function finishEverything(pair: Pair, memory: Memory): void {
 function newPair(options: {
   links: number;
   latencyMs: number;
+  stripe: boolean;
   resumeTimeoutMs: number;
   memoryBytes: number | undefined;
 }): { pair: Pair; memory: Memory } {
-  const { memoryBytes, resumeTimeoutMs } = options;
+  const { memoryBytes, resumeTimeoutMs, stripe } = options;
   const memory: Memory =
     memoryBytes === undefined
       ? undefined
       : { edge: new MemoryBudget(memoryBytes), agent: new MemoryBudget(memoryBytes) };
-  const initialCredit = memory === undefined ? INITIAL_CREDIT : FRAME_BYTES;
+  const initialCredit = memory === undefined ? INITIAL_CREDIT : MIN_DIRECTION_BYTES;
   const credit = new CreditAccount(initialCredit);
-  const session = (side: Side) =>
-    memory === undefined ? { windowBytes: WINDOW_BYTES, resumeTimeoutMs } : { memory: memory[side], resumeTimeoutMs };
+  const session = (side: Side) => ({
+    resumeTimeoutMs,
+    stripe,
+    ...(memory === undefined ? { windowBytes: WINDOW_BYTES } : { memory: memory[side] }),
+  });
   const pair = new Pair({
     links: options.links,
     latencyMs: options.latencyMs,
@@ -259,8 +274,8 @@ describe("random schedules", () => {
     timeout: 3_600_000,
   }, () => {
     fc.assert(
-      fc.property(setup, ({ links, latencyMs, memoryBytes, autoAccept, autoConsume, steps }) => {
-        const { pair, memory } = newPair({ links, latencyMs, memoryBytes, resumeTimeoutMs: 1e9 });
+      fc.property(setup, ({ links, latencyMs, stripe, memoryBytes, autoAccept, autoConsume, steps }) => {
+        const { pair, memory } = newPair({ links, latencyMs, stripe, memoryBytes, resumeTimeoutMs: 1e9 });
         pair.agent.autoAccept = autoAccept;
         pair.edge.autoConsume = autoConsume;
         pair.agent.autoConsume = autoConsume;
@@ -274,6 +289,7 @@ describe("random schedules", () => {
         for (const { session, streams } of [pair.edge, pair.agent]) {
           coverage.resumed += session.counters.resumptions;
           coverage.retransmittedBytes += session.counters.retransmittedBytes;
+          coverage.stripedBytes += session.counters.stripedBytes;
           for (const { outcome, received } of streams.values()) {
             coverage.bytesDelivered += received;
             if (outcome === "finished") coverage.finished += 1;
@@ -318,27 +334,31 @@ describe("random schedules", () => {
     timeout: 3_600_000,
   }, () => {
     fc.assert(
-      fc.property(setup, fc.boolean(), ({ links, latencyMs, memoryBytes, autoAccept, autoConsume, steps }, drain) => {
-        const { pair, memory } = newPair({ links, latencyMs, memoryBytes, resumeTimeoutMs: 60_000 });
-        pair.agent.autoAccept = autoAccept;
-        pair.edge.autoConsume = autoConsume;
-        pair.agent.autoConsume = autoConsume;
-        for (const step of steps) {
-          play(pair, step, false);
-          expectBoundedMemory(pair, memory);
-        }
-        if (drain && !pair.agent.session.ended) pair.agent.session.goAway(CloseCode.drain, "maintenance");
-        for (const link of pair.liveLinks) pair.loseLink(link, { agentNoticesMs: undefined });
-        pair.run(300_000);
+      fc.property(
+        setup,
+        fc.boolean(),
+        ({ links, latencyMs, stripe, memoryBytes, autoAccept, autoConsume, steps }, drain) => {
+          const { pair, memory } = newPair({ links, latencyMs, stripe, memoryBytes, resumeTimeoutMs: 60_000 });
+          pair.agent.autoAccept = autoAccept;
+          pair.edge.autoConsume = autoConsume;
+          pair.agent.autoConsume = autoConsume;
+          for (const step of steps) {
+            play(pair, step, false);
+            expectBoundedMemory(pair, memory);
+          }
+          if (drain && !pair.agent.session.ended) pair.agent.session.goAway(CloseCode.drain, "maintenance");
+          for (const link of pair.liveLinks) pair.loseLink(link, { agentNoticesMs: undefined });
+          pair.run(300_000);
 
-        for (const { session, streams, events } of [pair.edge, pair.agent]) {
-          expect(session.ended).toBe(true);
-          expect([session.streamCount, session.linkCount, session.heldBytes]).toEqual([0, 0, 0]);
-          expect(session.nextTimeout()).toBeUndefined();
-          expect(events.filter((event) => event.type === "ended")).toHaveLength(1);
-          for (const stream of streams.values()) expect(stream.outcome).toBeDefined();
-        }
-      }),
+          for (const { session, streams, events } of [pair.edge, pair.agent]) {
+            expect(session.ended).toBe(true);
+            expect([session.streamCount, session.linkCount, session.heldBytes]).toEqual([0, 0, 0]);
+            expect(session.nextTimeout()).toBeUndefined();
+            expect(events.filter((event) => event.type === "ended")).toHaveLength(1);
+            for (const stream of streams.values()) expect(stream.outcome).toBeDefined();
+          }
+        },
+      ),
       { numRuns: runs / 4 },
     );
   });

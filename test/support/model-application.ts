@@ -2,6 +2,7 @@
  * What stands behind a session in a simulated pair: writes bytes that follow from stream, direction and offset, checks
  * the bytes it gets, and keeps account of what happened to each stream. It throws where an application could not go on.
  */
+import { MIN_DIRECTION_BYTES } from "@sallyport/protocol";
 import type { Open, OpenRefusal, ResetCode, Session, SessionEvent } from "@sallyport/protocol";
 
 export type Side = "edge" | "agent";
@@ -59,6 +60,8 @@ export class ModelApplication {
   readonly events: SessionEvent[] = [];
   readonly opens: Open[] = [];
   chunkBytes = 16_384;
+  /** Writes more than `MIN_DIRECTION_BYTES` at a time only where it is allowed, as whoever reads a socket does. */
+  asksForLargeWrites = false;
   /** Agent: accepts every stream as soon as it is opened. */
   autoAccept = true;
   autoConsume = true;
@@ -203,7 +206,9 @@ export class ModelApplication {
   #pump(stream: ModelStream): void {
     if (stream.over || (this.side === "agent" && !stream.accepted)) return;
     while (!stream.blocked && stream.written < stream.wanted) {
-      const count = Math.min(this.chunkBytes, stream.wanted - stream.written);
+      const isLarge = !this.asksForLargeWrites || this.session.allowLargeWrites(stream.id, true);
+      const mostBytes = isLarge ? this.chunkBytes : Math.min(this.chunkBytes, MIN_DIRECTION_BYTES);
+      const count = Math.min(mostBytes, stream.wanted - stream.written);
       const bytes = expectedBytes({ side: this.side, stream: stream.id, offset: stream.written }, count);
       stream.written += bytes.length;
       stream.blocked = !this.session.write(stream.id, bytes);

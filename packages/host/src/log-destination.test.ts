@@ -3,7 +3,7 @@ import { closeSync, constants, mkdtempSync, openSync, readFileSync, readSync, rm
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
-import { LogDestination } from "./log-destination.ts";
+import { type LineSink, LogDestination } from "./log-destination.ts";
 
 let directory: string;
 let opened: number[] = [];
@@ -48,6 +48,64 @@ test("lines arrive whole and in order", async () => {
   await destination.flush();
   expect(readFileSync(path, "utf8")).toBe(lines.join(""));
   expect(destination.droppedLines).toBe(0);
+});
+
+/** Takes everything at once, and keeps what came with each write. */
+class Collector implements LineSink {
+  readonly batches: string[] = [];
+  readonly handedOver = true;
+
+  write(batch: Buffer, done: (error: unknown, written: number) => void): void {
+    this.batches.push(batch.toString());
+    queueMicrotask(() => done(null, batch.length));
+  }
+
+  writeSync(batch: Buffer): number {
+    this.batches.push(batch.toString());
+    return batch.length;
+  }
+
+  retryAfterMs(): undefined {
+    return undefined;
+  }
+}
+
+test("the first line goes out at once, and those of the next moment together", async () => {
+  const sink = new Collector();
+  const destination = new LogDestination({ sink });
+  destination.write("first\n");
+  expect(sink.batches).toEqual(["first\n"]);
+  await Promise.resolve();
+  for (let line = 0; line < 100; line += 1) {
+    destination.write(`${line}\n`);
+    await Promise.resolve();
+  }
+  expect(sink.batches).toHaveLength(1);
+  await destination.flush();
+  expect(sink.batches.slice(1)).toEqual([Array.from({ length: 100 }, (_, line) => `${line}\n`).join("")]);
+});
+
+test("lines that nobody waits for are written all the same", async () => {
+  const sink = new Collector();
+  const destination = new LogDestination({ sink });
+  destination.write("first\n");
+  await Promise.resolve();
+  destination.write("second\n");
+  const deadline = performance.now() + 5_000;
+  while (sink.batches.length < 2 && performance.now() < deadline) await new Promise(setImmediate);
+  expect(sink.batches).toEqual(["first\n", "second\n"]);
+});
+
+test("much is not kept waiting", async () => {
+  const sink = new Collector();
+  const destination = new LogDestination({ sink });
+  destination.write("first\n");
+  await Promise.resolve();
+  destination.write("small\n");
+  destination.write(`${"x".repeat(70_000)}\n`);
+  expect(sink.batches.length).toBeGreaterThan(1);
+  await destination.flush();
+  expect(sink.batches.join("")).toBe(`first\nsmall\n${"x".repeat(70_000)}\n`);
 });
 
 test("a line larger than a batch arrives whole", async () => {

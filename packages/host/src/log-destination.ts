@@ -97,7 +97,9 @@ export class LogDestination {
     }
     this.#queue.push({ text, bytes });
     this.#queuedBytes += bytes;
-    if (this.#batch === undefined && this.#gathering === undefined) this.#writeSoon();
+    if (this.#batch !== undefined) return;
+    if (this.#gathering === undefined) this.#writeSoon();
+    else if (this.#queuedBytes >= BATCH_BYTES) this.#writeNext();
   }
 
   /** Resolves when everything was written or dropped. */

@@ -122,6 +122,23 @@ describe("a link that is lost", () => {
     expect(ending(pair, id)).toEqual(whole);
   });
 
+  it("delays its streams by one round trip", () => {
+    const roundTripMs = 50;
+    const pair = new Pair({ links: 2, latencyMs: roundTripMs / 2 });
+    const id = pair.edge.open();
+    pair.settle();
+    pair.edge.send(id, 50 * TOTAL);
+    pair.agent.send(id, 50 * TOTAL);
+    pair.run(500);
+    pair.loseLink(1);
+    const before = [pair.edge, pair.agent].map((end) => end.stream(id).received);
+    // RESUME goes there, and what follows it comes back.
+    pair.run(roundTripMs + 1);
+    const after = [pair.edge, pair.agent].map((end) => end.stream(id).received);
+    expect(after[0]).toBeGreaterThan(before[0]!);
+    expect(after[1]).toBeGreaterThan(before[1]!);
+  });
+
   it("moves its streams to the least loaded of the others and leaves theirs alone", () => {
     const pair = new Pair({ links: 3, capture: true });
     const ids = Array.from({ length: 9 }, () => pair.edge.open());
