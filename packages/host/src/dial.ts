@@ -96,32 +96,47 @@ export async function dial(options: DialOptions): Promise<Dialled> {
     throw new DialError("cancelled");
   }
 
-  // One signal ends both stages: `reason` of it says whether time or the caller did.
-  const stop = new AbortController();
-  const timer = setTimeout(() => stop.abort("timeout"), timeoutMs);
-  const onAbort = (): void => stop.abort("cancelled");
+  const stop = new Stop();
+  const timer = setTimeout(() => stop.now("timeout"), timeoutMs);
+  const onAbort = (): void => stop.now("cancelled");
   signal?.addEventListener("abort", onAbort);
   try {
-    const addresses = admitted(await resolveHost(host, resolver, stop.signal), admit);
+    const literal = parseIpAddress(host);
+    const addresses = admitted(literal === undefined ? await resolveName(host, resolver, stop) : [literal], admit);
     const attemptDelayMs = Math.max(
       MIN_ATTEMPT_DELAY_MS,
       // The last of many addresses still gets half of the time.
       Math.min(ATTEMPT_DELAY_MS, timeoutMs / (2 * addresses.length)),
     );
-    return await connectToFirst({ addresses, port, attemptDelayMs, signal: stop.signal });
+    return await connectToFirst({ addresses, port, attemptDelayMs, stop });
   } finally {
     clearTimeout(timer);
     signal?.removeEventListener("abort", onAbort);
   }
 }
 
-async function resolveHost(host: string, resolver: DialOptions["resolver"], signal: AbortSignal): Promise<IpAddress[]> {
-  const literal = parseIpAddress(host);
-  if (literal !== undefined) {
-    return [literal];
+/**
+ * What ends both stages of a dial before its time. Not an `AbortSignal`, which costs a busy agent as much as the addresses
+ * and the record of a connection together.
+ */
+class Stop {
+  /** Whether time or the caller did; undefined as long as the dial goes on. */
+  reason: "timeout" | "cancelled" | undefined;
+  /** Of the stage that runs. */
+  onStop: (() => void) | undefined;
+
+  now(reason: "timeout" | "cancelled"): void {
+    if (this.reason !== undefined) return;
+    this.reason = reason;
+    this.onStop?.();
   }
+}
+
+async function resolveName(host: string, resolver: DialOptions["resolver"], stop: Stop): Promise<IpAddress[]> {
+  const controller = new AbortController();
+  stop.onStop = () => controller.abort();
   try {
-    const texts = await resolver.resolve(host, { signal });
+    const texts = await resolver.resolve(host, { signal: controller.signal });
     return texts.map(parseIpAddress).filter((address) => address !== undefined);
   } catch (error) {
     if (!(error instanceof ResolveError)) {
@@ -130,7 +145,7 @@ async function resolveHost(host: string, resolver: DialOptions["resolver"], sign
     const { code } = error;
     switch (error.reason) {
       case "cancelled":
-        throw new DialError(signal.reason === "timeout" ? "name_timeout" : "cancelled");
+        throw new DialError(stop.reason === "timeout" ? "name_timeout" : "cancelled");
       case "timeout":
         throw new DialError("name_timeout", { code });
       case "not_found":
@@ -176,9 +191,9 @@ function connectToFirst(options: {
   addresses: readonly string[];
   port: number;
   attemptDelayMs: number;
-  signal: AbortSignal;
+  stop: Stop;
 }): Promise<Dialled> {
-  const { addresses, port, attemptDelayMs, signal } = options;
+  const { addresses, port, attemptDelayMs, stop } = options;
   return new Promise((resolve, reject) => {
     /** Sockets that still connect, with their addresses; bounded by `MAX_ATTEMPTS`, empty once this promise settles. */
     const attempts = new Map<Socket, string>();
@@ -188,7 +203,7 @@ function connectToFirst(options: {
 
     const settle = (): void => {
       clearTimeout(timer);
-      signal.removeEventListener("abort", onStop);
+      stop.onStop = undefined;
       for (const socket of attempts.keys()) {
         socket.destroy();
       }
@@ -198,7 +213,7 @@ function connectToFirst(options: {
     const onStop = (): void => {
       const [address = addresses[0]] = attempts.values();
       settle();
-      reject(new DialError(signal.reason === "timeout" ? "timeout" : "cancelled", { address }));
+      reject(new DialError(stop.reason === "timeout" ? "timeout" : "cancelled", { address }));
     };
 
     const attemptNext = (): void => {
@@ -232,11 +247,11 @@ function connectToFirst(options: {
       }
     };
 
-    if (signal.aborted) {
+    if (stop.reason !== undefined) {
       onStop();
       return;
     }
-    signal.addEventListener("abort", onStop);
+    stop.onStop = onStop;
     attemptNext();
   });
 }
