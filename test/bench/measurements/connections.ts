@@ -6,12 +6,15 @@ import { treeCpuMs } from "../process-tree.ts";
 import { DATABASE_USER } from "../targets.ts";
 import { runWrk } from "../wrk.ts";
 
+/** The same load before it counts: a runtime that compiles while it runs takes some thousands of connections for that. */
+const WARM_UP_SECONDS = 6;
+
 /** Short connections by HTTP, and those of a database without a pool. */
 export const connections: Measurement = {
   id: "connections",
   title: "Short connections",
   method:
-    "`wrk -t1 -c16` with `Connection: close` on nginx with an answer of 512 bytes: open, request, close. wrk's clock runs from " +
+    "`wrk -t1 -c16` with `Connection: close` on nginx with an answer of 512 bytes: open, request, close, after six seconds of the same. wrk's clock runs from " +
     "its request to the end of the answer, and the opening of the way to the target lies in between. CPU is that of both ends " +
     "for each connection. `pgbench -C -c4`: a new connection to PostgreSQL for each `SELECT 1`.",
   columns: [
@@ -23,13 +26,13 @@ export const connections: Measurement = {
     { id: "database-rate", title: "pgbench -C", unit: "1/s", better: "more" },
   ],
   programs: ["wrk", "nginx"],
-  estimateSeconds: (seconds) => seconds + 3.5,
+  estimateSeconds: (seconds) => WARM_UP_SECONDS + seconds + 2.5,
   suits: () => true,
   measure: (bench, peer) =>
     bench.withPeer(peer, hasDatabase() ? ["web", "database"] : ["web"], async (run) => {
       const values: Record<string, Value> = {};
       const port = run.port("web");
-      await runWrk({ port, connections: 16, seconds: 1 });
+      await runWrk({ port, connections: 16, seconds: bench.isSmoke ? 1 : WARM_UP_SECONDS });
       const before = treeCpuMs(run.pids());
       const answered = await runWrk({ port, connections: 16, seconds: bench.seconds });
       const cpuMs = treeCpuMs(run.pids()) - before;
