@@ -29,7 +29,8 @@ test(`for ${minutes} minutes every byte is right and nothing grows`, async () =>
   expect(result.logLines).toBeLessThan(50 + 20 * (result.cuts + result.reloads));
   for (const program of [result.edge, result.agent]) {
     expect(program.heapBytesPerMinute).toBeLessThan(0.5 * MEBIBYTE);
-    expect(program.residentBytes).toBeLessThan(16 * MEBIBYTE);
+    // From one half of the time to the other: the young generation alone makes it go up and down by 30 MiB within minutes.
+    expect(program.residentBytes).toBeLessThan(8 * MEBIBYTE);
     expect(program).toMatchObject({ openFiles: 0, sockets: 0, streams: 400, streamsAtEnd: 0, heldBytesAtEnd: 0 });
     // Of those of a session, one or two wait at one moment and not at another.
     expect(program.timers).toBeLessThan(20);

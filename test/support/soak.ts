@@ -36,8 +36,10 @@ export interface SoakOptions {
 export interface ProgramGrowth {
   /** Slope, in bytes per minute, of the lowest used heap of each of ten periods: what a collection leaves. */
   readonly heapBytesPerMinute: number;
-  /** Median of the last fifth of the samples less that of the first fifth, in bytes. */
+  /** Median of the second half of the samples less that of the first, in bytes. */
   readonly residentBytes: number;
+  /** Of each of ten periods: the lowest used heap, the median of what is in RAM, the same of memory outside the heap, in MiB. */
+  readonly course: readonly string[];
   /** With all streams and both links, at the end of the load less before it. */
   readonly openFiles: number;
   /** The same of sockets, and of timers. */
@@ -74,6 +76,7 @@ interface Sample {
   readonly atMs: number;
   readonly heapBytes: number;
   readonly residentBytes: number;
+  readonly externalBytes: number;
   readonly openFiles: number;
   readonly sockets: number;
   readonly timers: number;
@@ -201,11 +204,23 @@ class Soak {
   #growth(all: readonly Sample[], [before, loaded, after]: readonly [Sample, Sample, Sample]): ProgramGrowth {
     const firstAt = (all[0]?.atMs ?? 0) + this.#options.warmUpMs;
     const samples = all.filter(({ atMs }) => atMs >= firstAt);
-    const fifth = Math.max(1, Math.floor(samples.length / 5));
+    const half = Math.max(1, Math.floor(samples.length / 2));
     const resident = samples.map(({ residentBytes }) => residentBytes);
     return {
       heapBytesPerMinute: floorSlope(samples),
-      residentBytes: quantile(resident.slice(-fifth), 0.5) - quantile(resident.slice(0, fifth), 0.5),
+      residentBytes: quantile(resident.slice(-half), 0.5) - quantile(resident.slice(0, half), 0.5),
+      course: periodsOf(samples).map((period) => {
+        const heap = Math.min(...period.map(({ heapBytes }) => heapBytes));
+        const inRam = quantile(
+          period.map(({ residentBytes }) => residentBytes),
+          0.5,
+        );
+        const outside = quantile(
+          period.map(({ externalBytes }) => externalBytes),
+          0.5,
+        );
+        return [heap, inRam, outside].map((bytes) => (bytes / 1024 ** 2).toFixed(1)).join(" ");
+      }),
       openFiles: loaded.openFiles - before.openFiles,
       sockets: loaded.sockets - before.sockets,
       timers: loaded.timers - before.timers,
@@ -356,6 +371,7 @@ function sampleOf(text: string, program: "edge" | "agent"): Sample {
     atMs: performance.now(),
     heapBytes: metric(text, "nodejs_heap_size_used_bytes"),
     residentBytes: metric(text, "process_resident_memory_bytes"),
+    externalBytes: metric(text, "nodejs_external_memory_bytes"),
     openFiles: metric(text, "process_open_fds"),
     sockets: metric(text, "nodejs_active_resources", 'type="TCPSocketWrap"'),
     timers: metric(text, "nodejs_active_resources", 'type="Timeout"'),
@@ -364,15 +380,19 @@ function sampleOf(text: string, program: "edge" | "agent"): Sample {
   };
 }
 
+function periodsOf(samples: readonly Sample[]): Sample[][] {
+  const size = Math.max(1, Math.floor(samples.length / PERIODS));
+  return Array.from({ length: Math.floor(samples.length / size) }, (_, at) =>
+    samples.slice(at * size, (at + 1) * size),
+  );
+}
+
 /** Least squares through the lowest value of each period, in bytes per minute. */
 function floorSlope(samples: readonly Sample[]): number {
-  const size = Math.max(1, Math.floor(samples.length / PERIODS));
-  const floors: { minutes: number; bytes: number }[] = [];
-  for (let start = 0; start + size <= samples.length; start += size) {
-    const period = samples.slice(start, start + size);
-    const bytes = Math.min(...period.map(({ heapBytes }) => heapBytes));
-    floors.push({ minutes: period[0]!.atMs / 60_000, bytes });
-  }
+  const floors = periodsOf(samples).map((period) => ({
+    minutes: period[0]!.atMs / 60_000,
+    bytes: Math.min(...period.map(({ heapBytes }) => heapBytes)),
+  }));
   const mean = (values: number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
   const minutes = mean(floors.map((floor) => floor.minutes));
   const bytes = mean(floors.map((floor) => floor.bytes));
