@@ -38,6 +38,8 @@ export interface SallyportPairOptions {
   readonly onLine?: (program: "edge" | "agent", line: string) => void;
   /** The Node binary that runs both programs. Default: `SALLYPORT_TEST_NODE`, else the one that runs the test. */
   readonly nodePath?: string;
+  /** Arguments of that binary, before the program. */
+  readonly nodeArgs?: readonly string[];
 }
 
 /** One JSON line that a program has logged. */
@@ -325,7 +327,7 @@ export class SallyportPair {
     const records = program === "edge" ? this.#edgeRecords : this.#agentRecords;
     const testProcess = await TestProcess.start({
       command: this.#nodePath,
-      args: [...command, "--config", configPath],
+      args: [...(this.#options.nodeArgs ?? []), ...command, "--config", configPath],
       cwd: this.directory,
       onLine: (line) => {
         records.take(line);

@@ -8,6 +8,7 @@ import { readFile, writeFile } from "node:fs/promises";
 import { connect } from "node:net";
 import type { Socket } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
 import { pollUntil, withDeadline } from "./deadline.ts";
 import { startEchoServer } from "./echo-server.ts";
 import { EchoProbe } from "./echo-probe.ts";
@@ -25,7 +26,7 @@ export interface SoakOptions {
   readonly warmUpMs: number;
   readonly cutEveryMs: number;
   readonly reloadEveryMs: number;
-  /** How often both programs are asked for their figures. */
+  /** How often both programs collect their garbage and are asked for their figures. */
   readonly sampleEveryMs: number;
   readonly idleStreams: number;
   readonly echoStreams: number;
@@ -34,11 +35,14 @@ export interface SoakOptions {
 
 /** Figures of one program. */
 export interface ProgramGrowth {
-  /** Slope, in bytes per minute, of the lowest used heap of each of ten periods: what a collection leaves. */
+  /** Slope of what a collection leaves of the heap, in bytes per minute. */
   readonly heapBytesPerMinute: number;
-  /** Median of the second half of the samples less that of the first, in bytes. */
+  /**
+   * What is in RAM besides the heap and its reserves: median of the second half of the samples less that of the first, in
+   * bytes. How much the heap keeps in reserve is the runtime's to choose, and changes by 30 MiB within minutes.
+   */
   readonly residentBytes: number;
-  /** Of each of ten periods: the lowest used heap, the median of what is in RAM, the same of memory outside the heap, in MiB. */
+  /** Of each of ten periods the medians of these two, in MiB. */
   readonly course: readonly string[];
   /** With all streams and both links, at the end of the load less before it. */
   readonly openFiles: number;
@@ -75,14 +79,16 @@ export interface SoakResult {
 interface Sample {
   readonly atMs: number;
   readonly heapBytes: number;
+  /** Besides the heap. */
   readonly residentBytes: number;
-  readonly externalBytes: number;
   readonly openFiles: number;
   readonly sockets: number;
   readonly timers: number;
   readonly streams: number;
   readonly heldBytes: number;
 }
+
+const collectOnSignal = fileURLToPath(new URL("collect-on-signal.cjs", import.meta.url));
 
 const MAX_ECHO_BYTES = 32 * 1024;
 /** A cut costs a pause; what takes longer than this is a fault. */
@@ -95,6 +101,7 @@ export async function soak(options: SoakOptions): Promise<SoakResult> {
   const log = { lines: 0, reloads: 0 };
   let relay: RelayProcess | undefined;
   const pair = await SallyportPair.start({
+    nodeArgs: ["--require", collectOnSignal],
     services: { echo: `127.0.0.1:${echo.port}` },
     // Connections that come while the path is cut wait, as they do by default.
     deployments: [{ name: "echo", target: "echo", hold: {} }],
@@ -165,6 +172,7 @@ class Soak {
         this.#reloads += 1;
       }),
       this.#every(this.#options.sampleEveryMs, async () => {
+        for (const { process } of [this.#pair.edge, this.#pair.agent]) process.signal("SIGUSR2");
         this.#edgeSamples.push(await this.#sampleEdge());
         this.#agentSamples.push(await this.#sampleAgent());
       }),
@@ -207,20 +215,13 @@ class Soak {
     const half = Math.max(1, Math.floor(samples.length / 2));
     const resident = samples.map(({ residentBytes }) => residentBytes);
     return {
-      heapBytesPerMinute: floorSlope(samples),
+      heapBytesPerMinute: heapSlope(samples),
       residentBytes: quantile(resident.slice(-half), 0.5) - quantile(resident.slice(0, half), 0.5),
-      course: periodsOf(samples).map((period) => {
-        const heap = Math.min(...period.map(({ heapBytes }) => heapBytes));
-        const inRam = quantile(
-          period.map(({ residentBytes }) => residentBytes),
-          0.5,
-        );
-        const outside = quantile(
-          period.map(({ externalBytes }) => externalBytes),
-          0.5,
-        );
-        return [heap, inRam, outside].map((bytes) => (bytes / 1024 ** 2).toFixed(1)).join(" ");
-      }),
+      course: periodsOf(samples).map((period) =>
+        [period.map(({ heapBytes }) => heapBytes), period.map(({ residentBytes }) => residentBytes)]
+          .map((bytes) => (quantile(bytes, 0.5) / 1024 ** 2).toFixed(1))
+          .join(" "),
+      ),
       openFiles: loaded.openFiles - before.openFiles,
       sockets: loaded.sockets - before.sockets,
       timers: loaded.timers - before.timers,
@@ -370,8 +371,7 @@ function sampleOf(text: string, program: "edge" | "agent"): Sample {
   return {
     atMs: performance.now(),
     heapBytes: metric(text, "nodejs_heap_size_used_bytes"),
-    residentBytes: metric(text, "process_resident_memory_bytes"),
-    externalBytes: metric(text, "nodejs_external_memory_bytes"),
+    residentBytes: metric(text, "process_resident_memory_bytes") - metric(text, "nodejs_heap_size_total_bytes"),
     openFiles: metric(text, "process_open_fds"),
     sockets: metric(text, "nodejs_active_resources", 'type="TCPSocketWrap"'),
     timers: metric(text, "nodejs_active_resources", 'type="Timeout"'),
@@ -387,16 +387,19 @@ function periodsOf(samples: readonly Sample[]): Sample[][] {
   );
 }
 
-/** Least squares through the lowest value of each period, in bytes per minute. */
-function floorSlope(samples: readonly Sample[]): number {
-  const floors = periodsOf(samples).map((period) => ({
+/** Least squares through the median of each period, in bytes per minute. */
+function heapSlope(samples: readonly Sample[]): number {
+  const points = periodsOf(samples).map((period) => ({
     minutes: period[0]!.atMs / 60_000,
-    bytes: Math.min(...period.map(({ heapBytes }) => heapBytes)),
+    bytes: quantile(
+      period.map(({ heapBytes }) => heapBytes),
+      0.5,
+    ),
   }));
   const mean = (values: number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
-  const minutes = mean(floors.map((floor) => floor.minutes));
-  const bytes = mean(floors.map((floor) => floor.bytes));
-  const covariance = floors.reduce((sum, floor) => sum + (floor.minutes - minutes) * (floor.bytes - bytes), 0);
-  const variance = floors.reduce((sum, floor) => sum + (floor.minutes - minutes) ** 2, 0);
+  const minutes = mean(points.map((point) => point.minutes));
+  const bytes = mean(points.map((point) => point.bytes));
+  const covariance = points.reduce((sum, point) => sum + (point.minutes - minutes) * (point.bytes - bytes), 0);
+  const variance = points.reduce((sum, point) => sum + (point.minutes - minutes) ** 2, 0);
   return variance === 0 ? 0 : covariance / variance;
 }
