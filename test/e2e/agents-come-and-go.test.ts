@@ -21,13 +21,13 @@ afterEach(async () => {
   for (const target of open.targets.splice(0)) await target.close();
 });
 
-async function startPair(hold: object, target?: TcpServer): Promise<SallyportPair> {
+async function startPair(hold: object, target?: TcpServer, agentConfig: object = {}): Promise<SallyportPair> {
   const server = target ?? (await startEchoServer());
   open.targets.push(server);
   open.pair = await SallyportPair.start({
     services: { service: `127.0.0.1:${server.port}` },
     deployments: [{ name: "only", target: "service", hold }],
-    agentConfig: { renewLinks: "0s" },
+    agentConfig: { renewLinks: "0s", ...agentConfig },
   });
   return open.pair;
 }
@@ -64,11 +64,11 @@ async function untilHeld(pair: SallyportPair, count: number): Promise<void> {
 }
 
 /** One more agent process of the same client, with a name of its own or the same. */
-async function startAgent(pair: SallyportPair, name: string): Promise<TestProcess> {
+async function startAgent(pair: SallyportPair, name: string, changes: object = {}): Promise<TestProcess> {
   const config = JSON.parse(await readFile(pair.agent.configPath, "utf8")) as Record<string, unknown>;
   const stateDir = join(pair.directory, `state-${open.processes.length}`);
   const path = join(pair.directory, `agent-${open.processes.length}.yaml`);
-  await writeFile(path, JSON.stringify({ ...config, name, stateDir, metrics: undefined }), { mode: 0o600 });
+  await writeFile(path, JSON.stringify({ ...config, name, stateDir, metrics: undefined, ...changes }), { mode: 0o600 });
   const program = new URL("../../packages/agent/bin/sallyport-agent.js", import.meta.url).pathname;
   const node = process.env["SALLYPORT_TEST_NODE"] ?? process.execPath;
   const agent = await TestProcess.start({ command: node, args: [program, "run", "--config", path] });
@@ -148,6 +148,24 @@ describe("replicas", () => {
     const last = connectPartner(pair);
     await echoes(last, "still served");
     last.destroy();
+  });
+
+  test("that are full are passed over, and only when all of them are is a connection refused", async () => {
+    const pair = await startPair({ timeout: "0s" }, undefined, { limits: { maxStreams: 1 } });
+    await startAgent(pair, "agent-two", { limits: { maxStreams: 4 } });
+    const agents = async () => (await edgeJson<Status>(pair, "status")).agents;
+    await pollUntil(async () => ((await agents()).length === 2 ? true : undefined), { what: "two agents" });
+    const partners: Socket[] = [];
+    for (let at = 0; at < 5; at += 1) {
+      const partner = connectPartner(pair);
+      await echoes(partner, "x");
+      partners.push(partner);
+    }
+    const streams = Object.fromEntries((await agents()).map(({ agent, streams: count }) => [agent, count]));
+    expect(streams).toEqual({ "agent-under-test": 1, "agent-two": 4 });
+    expect(await socketEnding(connectPartner(pair))).toMatchObject({ how: "error", code: "ECONNRESET" });
+    expect((await pair.waitForEdgeRecords("only", 1))[0]).toMatchObject({ code: "RC", reason: "limit of the agent" });
+    for (const partner of partners) partner.destroy();
   });
 
   test("are left by one that stops: it gets no new streams while it drains, and its own end with it", async () => {

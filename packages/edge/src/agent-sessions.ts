@@ -65,9 +65,14 @@ export class AgentSession {
     return this.driver.session.linkCount;
   }
 
-  /** Can take a new stream now. */
+  /** Is there for new streams, though it may be full. */
   get available(): boolean {
     return this.links > 0 && !this.driver.session.draining;
+  }
+
+  /** Has as many streams as its agent takes. */
+  get full(): boolean {
+    return this.driver.session.full;
   }
 }
 
@@ -158,15 +163,15 @@ export class AgentSessions {
   }
 
   /**
-   * The session on this way with the fewest streams that can take one, and that has `feature` where one is needed; undefined
-   * when no such agent is connected.
+   * The session on this way with the fewest streams that has room for one, and that has `feature` where one is needed; a full
+   * one only where all are full, undefined when no such agent is connected.
    */
   pick(via: Via, feature?: string): AgentSession | undefined {
     let best: AgentSession | undefined;
     for (const session of this.#sessions.values()) {
       if (session.client !== via.client || session.tunnel !== via.tunnel || !session.available) continue;
       if (feature !== undefined && !session.features.has(feature)) continue;
-      if (best === undefined || session.streams < best.streams) best = session;
+      if (best === undefined || isBetter(session, best)) best = session;
     }
     return best;
   }
@@ -377,4 +382,9 @@ export class AgentSessions {
     };
     return peer === undefined ? names : { ...names, remote: peer.remoteAddress, token: peer.tokenId };
   }
+}
+
+/** Whether a new stream goes to `session` rather than to `other`. */
+function isBetter(session: AgentSession, other: AgentSession): boolean {
+  return session.full === other.full ? session.streams < other.streams : other.full;
 }

@@ -196,6 +196,11 @@ export class Session {
     return this.#streams.size;
   }
 
+  /** Has as many streams as it may; one whose RESET is not answered yet counts. */
+  get full(): boolean {
+    return this.#streams.size >= this.#maxStreams;
+  }
+
   get linkCount(): number {
     return this.#links.size;
   }
@@ -254,7 +259,7 @@ export class Session {
   open(request: OpenRequest): number | OpenRefusal {
     if (this.role !== "edge") throw new Error("only the edge opens streams");
     if (this.draining) return "draining";
-    if (this.#streams.size >= this.#maxStreams) return "streamLimit";
+    if (this.full) return "streamLimit";
     if (this.#lastStream >= 0xffff_ffff) return "idsExhausted";
     const link = this.#leastLoaded();
     if (link === undefined) return "noLink";
@@ -668,7 +673,7 @@ export class Session {
       }
       return;
     }
-    if (this.#streams.size >= this.#maxStreams || this.#goAway !== undefined) {
+    if (this.full || this.#goAway !== undefined) {
       // Refused without state; if this word is lost, the repeated OPEN is answered by CLOSED.
       const code = this.#goAway === undefined ? ResetCode.limit : ResetCode.shutdown;
       this.#pushUrgent(link, { type: "reset", stream: open.stream, offset: 0, code });
