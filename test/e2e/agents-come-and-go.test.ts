@@ -3,16 +3,20 @@ import { readFile, writeFile } from "node:fs/promises";
 import { connect, type Socket } from "node:net";
 import { join } from "node:path";
 import { afterEach, describe, expect, test } from "vitest";
+import { readCredentials } from "../../packages/agent/src/credentials-file.ts";
+import { ResetCode } from "../../packages/protocol/src/index.ts";
+import { destroyRawAgents, RawAgent } from "../hostile/raw-agent.ts";
 import { TestProcess } from "../support/child-process.ts";
 import { pollUntil, withDeadline } from "../support/deadline.ts";
 import { startEchoServer } from "../support/echo-server.ts";
-import { SallyportPair } from "../support/sallyport-pair.ts";
+import { SallyportPair, type SallyportPairOptions } from "../support/sallyport-pair.ts";
 import { socketEnding } from "../support/socket-ending.ts";
 import { startTcpServer, type TcpServer } from "../support/tcp-server.ts";
 
 const open: { pair?: SallyportPair; targets: TcpServer[]; processes: TestProcess[] } = { targets: [], processes: [] };
 
 afterEach(async () => {
+  destroyRawAgents();
   for (const process of open.processes.splice(0)) {
     process.signal("SIGCONT");
     await process.stop();
@@ -21,13 +25,18 @@ afterEach(async () => {
   for (const target of open.targets.splice(0)) await target.close();
 });
 
-async function startPair(hold: object, target?: TcpServer, agentConfig: object = {}): Promise<SallyportPair> {
+async function startPair(
+  hold: object,
+  target?: TcpServer,
+  more: Partial<SallyportPairOptions> = {},
+): Promise<SallyportPair> {
   const server = target ?? (await startEchoServer());
   open.targets.push(server);
   open.pair = await SallyportPair.start({
     services: { service: `127.0.0.1:${server.port}` },
     deployments: [{ name: "only", target: "service", hold }],
-    agentConfig: { renewLinks: "0s", ...agentConfig },
+    ...more,
+    agentConfig: { renewLinks: "0s", ...more.agentConfig },
   });
   return open.pair;
 }
@@ -151,7 +160,7 @@ describe("replicas", () => {
   });
 
   test("that are full are passed over, and only when all of them are is a connection refused", async () => {
-    const pair = await startPair({ timeout: "0s" }, undefined, { limits: { maxStreams: 1 } });
+    const pair = await startPair({ timeout: "0s" }, undefined, { agentConfig: { limits: { maxStreams: 1 } } });
     await startAgent(pair, "agent-two", { limits: { maxStreams: 4 } });
     const agents = async () => (await edgeJson<Status>(pair, "status")).agents;
     await pollUntil(async () => ((await agents()).length === 2 ? true : undefined), { what: "two agents" });
@@ -220,5 +229,82 @@ describe("replicas", () => {
     await echoes(next, "served by the new one");
     next.destroy();
     pair.agent.process.signal("SIGCONT");
+  });
+});
+
+describe("an agent that is asked for a target and", () => {
+  const ways = [
+    ["stops", (agent: RawAgent, stream: number) => agent.send(refusal(stream))],
+    ["is lost for longer than resumeTimeout", (agent: RawAgent) => agent.destroy()],
+  ] as const;
+
+  function refusal(stream: number) {
+    return { type: "reset", stream, offset: 0, code: ResetCode.shutdown } as const;
+  }
+
+  /** A partner whose OPEN and first bytes have reached an agent by hand. */
+  async function opening(pair: SallyportPair): Promise<{ partner: Socket; agent: RawAgent; stream: number }> {
+    const agent = await RawAgent.greeted(await readCredentials(pair.credentialsPath));
+    const partner = connectPartner(pair);
+    partner.write("first ");
+    await agent.awaitFrame("data");
+    return { partner, agent, stream: (await agent.awaitFrame("open")).stream };
+  }
+
+  async function echoesAll(partner: Socket): Promise<void> {
+    const reply: Buffer[] = [];
+    partner.on("data", (chunk: Buffer) => reply.push(chunk));
+    partner.end("and last");
+    expect((await socketEnding(partner)).how).toBe("end");
+    expect(Buffer.concat(reply).toString()).toBe("first and last");
+  }
+
+  test.for(ways)("%s makes way for another of its client", async ([, leave]) => {
+    const pair = await startPair({ timeout: "0s" }, undefined, { edgeConfig: { resumeTimeout: "1s" } });
+    // So that the other has fewer.
+    const first = connectPartner(pair);
+    await echoes(first, "x");
+    const { partner, agent, stream } = await opening(pair);
+    leave(agent, stream);
+    await echoesAll(partner);
+    const [record] = await pair.waitForEdgeRecords("only", 1);
+    expect(record).toMatchObject({ code: "--", agent: "agent-under-test", attempts: 2, bytesIn: 14, bytesOut: 14 });
+    first.destroy();
+  });
+
+  test.for(ways)("%s leaves its partner waiting for one that comes", async ([, leave]) => {
+    const pair = await startPair({ timeout: "20s" }, undefined, { edgeConfig: { resumeTimeout: "1s" } });
+    await pair.agent.process.stop();
+    const { partner, agent, stream } = await opening(pair);
+    leave(agent, stream);
+    await untilHeld(pair, 1);
+    await pair.restartAgent();
+    await echoesAll(partner);
+    const [record] = await pair.waitForEdgeRecords("only", 1);
+    expect(record).toMatchObject({ code: "--", agent: "agent-under-test", attempts: 2, queuePosition: 0, bytesIn: 14 });
+  });
+
+  test("stops is followed by five others, and then the partner is reset", async () => {
+    const pair = await startPair({ timeout: "20s" });
+    await pair.agent.process.stop();
+    const credentials = await readCredentials(pair.credentialsPath);
+    let opens = 0;
+    for (let at = 0; at < 8; at += 1) {
+      const agent = await RawAgent.greeted(credentials, { agent: `stops-${at}` });
+      void agent.awaitFrame("open", undefined, 20_000).then(
+        ({ stream }) => {
+          opens += 1;
+          agent.send(refusal(stream));
+        },
+        () => undefined,
+      );
+    }
+    expect(await socketEnding(connectPartner(pair))).toMatchObject({ how: "error", code: "ECONNRESET" });
+    expect((await pair.waitForEdgeRecords("only", 1))[0]).toMatchObject({
+      code: "LD",
+      reason: "shutdown",
+      attempts: 6,
+    });
+    expect(opens).toBe(6);
   });
 });

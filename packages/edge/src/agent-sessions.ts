@@ -44,6 +44,8 @@ export class AgentSession {
   /** What both ends can do beyond the version of the protocol. */
   readonly features: ReadonlySet<string>;
   readonly connectedAt = new Date();
+  /** It has refused a stream because its agent stops; GO_AWAY says the same, and may be on its way. */
+  leaving = false;
   /** Which token each link was authenticated with, for revocation. At most `MAX_LINKS`. */
   readonly tokenOfLink = new Map<Link, string>();
 
@@ -67,7 +69,7 @@ export class AgentSession {
 
   /** Is there for new streams, though it may be full. */
   get available(): boolean {
-    return this.links > 0 && !this.driver.session.draining;
+    return this.links > 0 && !this.leaving && !this.driver.session.draining;
   }
 
   /** Has as many streams as its agent takes. */

@@ -22,9 +22,10 @@ export interface AttemptEvents {
 
 /**
  * Whose failure it is. `target`: another route may do better, and it counts against this one. `way`: the same, but the
- * target is not to blame. `connection`: it concerns this connection alone, wherever it goes.
+ * target is not to blame. `agent`: the agent that was asked stops or is gone; the route is as good as it was, through
+ * another agent of its client. `connection`: it concerns this connection alone, wherever it goes.
  */
-export type Blame = "target" | "way" | "connection";
+export type Blame = "target" | "way" | "agent" | "connection";
 
 export interface AttemptFailure {
   readonly ending: Ending;
@@ -44,8 +45,8 @@ export const resetBlame: Readonly<Record<ResetReason, Blame>> = {
   forbidden: "target",
   limit: "way",
   resource: "way",
-  shutdown: "way",
-  sessionLost: "way",
+  shutdown: "agent",
+  sessionLost: "agent",
   internal: "connection",
   idleTimeout: "connection",
   halfCloseTimeout: "connection",

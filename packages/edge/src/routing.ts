@@ -3,6 +3,9 @@
  * cannot be connected for a reason that says nothing of the partner, another one. It waits where there is nothing to choose
  * yet: for an agent, or for a target that has room.
  *
+ * An agent that stops, or is lost, says nothing of the route: another agent of its client is asked, or waited for, as if the
+ * connection had come now.
+ *
  * A try ends before the first byte of a target has been passed on, so the partner notices nothing but time. What it has sent
  * meanwhile is in `EarlyBytes`.
  */
@@ -17,6 +20,9 @@ import type { Held, HoldQueue } from "./hold-queue.ts";
 import type { Pool, Seat } from "./pool.ts";
 import type { Route } from "./route.ts";
 import { TunnelAttempt } from "./tunnel-attempt.ts";
+
+/** Agents that stop or are lost while they connect one target; beyond, the route counts as one that has failed. */
+const MAX_AGENTS_LOST = 5;
 
 export interface RoutingOptions {
   readonly connection: string;
@@ -47,6 +53,7 @@ export class Routing {
   #seat: Seat | undefined;
   #waiting: { readonly queue: HoldQueue; readonly held: Held } | undefined;
   #failure: AttemptFailure | undefined;
+  #agentsLost = 0;
   #over = false;
 
   attempts = 0;
@@ -106,7 +113,7 @@ export class Routing {
         return this.#wait(deployment.targetQueue, Ended.noTargetInTime);
       case "noAgent":
         // One that has failed elsewhere is not made to wait for an agent as well.
-        if (this.#failure !== undefined) return this.#fail(this.#failure.ending);
+        if (this.#failure !== undefined && this.#failure.blame !== "agent") return this.#fail(this.#failure.ending);
         return this.#wait(deployment.holdQueue, Ended.noAgentInTime);
       case "noTarget":
         return this.#fail(this.#failure?.ending ?? Ended.noTarget);
@@ -167,17 +174,22 @@ export class Routing {
     this.#failure = failure;
     this.address = failure.address;
     this.#seat?.release();
-    this.#tried.add(route);
-    if (failure.blame === "target") this.#pool.connectFailed(route);
-    if (failure.blame === "connection" || this.attempts > this.#options.settings.retries) {
-      this.#fail(failure.ending);
-    } else {
+    if (failure.blame === "agent" && this.#agentsLost < MAX_AGENTS_LOST) {
+      this.#agentsLost += 1;
       this.#next();
+    } else {
+      this.#tried.add(route);
+      if (failure.blame === "target") this.#pool.connectFailed(route);
+      const failures = this.attempts - this.#agentsLost;
+      if (failure.blame === "connection" || failures > this.#options.settings.retries) this.#fail(failure.ending);
+      else this.#next();
     }
     this.#options.deployment.serveWaiting();
   }
 
   #wait(queue: HoldQueue, inVain: Ending): void {
+    // Where nothing new is taken, those that lost their agent are given up as those are that waited.
+    if (this.#options.deployment.state !== "running") return this.#fail(Ended.shutdown);
     const held: Held = {
       serve: () => {
         this.#waiting = undefined;

@@ -1,7 +1,7 @@
 /** A try through an agent: OPEN, with the partner's first bytes behind it, until ACCEPT or RESET. */
 import { type OpenRefusal, type OpenRequest, ResetCode, resetReason } from "@sallyport/protocol";
 import { Ended, type Ending, endingOf, type StreamHandler, type TunnelStream } from "@sallyport/tunnel";
-import type { AgentSessions, Via } from "./agent-sessions.ts";
+import type { AgentSession, AgentSessions, Via } from "./agent-sessions.ts";
 import { type Attempt, type AttemptEvents, resetBlame } from "./attempt.ts";
 import type { EarlyBytes } from "./early-bytes.ts";
 
@@ -29,6 +29,7 @@ export interface TunnelAttemptOptions {
 export class TunnelAttempt implements Attempt, StreamHandler {
   readonly #options: TunnelAttemptOptions;
   #stream: TunnelStream | undefined;
+  #session: AgentSession | undefined;
   #timer: NodeJS.Timeout | undefined;
 
   constructor(options: TunnelAttemptOptions) {
@@ -38,6 +39,7 @@ export class TunnelAttempt implements Attempt, StreamHandler {
   start(): void {
     const { sessions, via, request, early, connectTimeoutMs, events } = this.#options;
     const opened = sessions.open(via, request, (_, session) => {
+      this.#session = session;
       events.onOpened(session.agent);
       return this;
     });
@@ -71,6 +73,7 @@ export class TunnelAttempt implements Attempt, StreamHandler {
     clearTimeout(this.#timer);
     this.#stream = undefined;
     this.#options.early.hold();
+    if (this.#session !== undefined && by === "peer" && code === ResetCode.shutdown) this.#session.leaving = true;
     this.#options.events.onFailed({
       ending: endingOf({ type: "streamReset", code, by }, { side: "edge", connected: false }),
       blame: resetBlame[resetReason(code)],
