@@ -139,6 +139,7 @@ describe("while no agent is connected", () => {
     pair.edge.process.signal("SIGTERM");
     expect((await socketEnding(waits)).how).toBe("error");
     expect((await pair.edge.process.waitForEnd(3_000)).code).toBe(0);
+    expect((await pair.waitForEdgeRecords("only", 1))[0]).toMatchObject({ code: "LD", reason: "shutdown" });
   });
 });
 

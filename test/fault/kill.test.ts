@@ -95,7 +95,7 @@ describe("kill -9", () => {
     expect(kinds).toEqual(["ECONNRESET"]);
     expect(lastMs).toBeLessThan(RESUME_TIMEOUT_MS + 1_000);
     const records = await pair.waitForEdgeRecords("echo", STREAMS);
-    expect(new Set(records.map(story))).toEqual(new Set(["DX tunnel session lost"]));
+    expect(new Set(records.map(story))).toEqual(new Set(["DX tunnel session not resumed in time"]));
     expect(await returnMs(pair, () => pair.restartAgent())).toBeLessThan(MAX_RETURN_MS);
     expect(edgeShare).toBeLessThan(MAX_IDLE_CPU_SHARE);
   });
@@ -108,7 +108,7 @@ describe("kill -9", () => {
     expect(kinds).toEqual(["ECONNRESET"]);
     expect(lastMs).toBeLessThan(SHORTEST_HOLD_MS + 1_000);
     expect(new Set((await pair.waitForEdgeRecords("echo", STREAMS)).map(story))).toEqual(
-      new Set(["DX tunnel session lost"]),
+      new Set(["DX tunnel session not resumed in time"]),
     );
   });
 
@@ -125,7 +125,7 @@ describe("kill -9", () => {
     expect(lastMs).toBeLessThan(RESUME_TIMEOUT_MS);
     // Besides, there are those of the connections that asked for service while there was none.
     const records = (await pair.waitForEdgeRecords("echo", STREAMS)).map(story);
-    expect(records.filter((text) => text === "DX tunnel session lost")).toHaveLength(STREAMS);
+    expect(records.filter((text) => text === "DX agent replaced by a new process")).toHaveLength(STREAMS);
     await pair.edge.process.waitForLine(/"msg":"session ended"/);
     expect(pair.edge.process.stdout).toMatch(/"code":4409,"reason":"replaced by a new session"/);
   });
@@ -150,6 +150,9 @@ describe("kill -9", () => {
     const { kinds, lastMs } = await endings(targets, killedAt);
     expect(kinds).toEqual(["ECONNRESET"]);
     expect(lastMs).toBeLessThan(RESUME_TIMEOUT_MS + 1_000);
+    expect(new Set((await pair.waitForAgentRecords(STREAMS)).map(story))).toEqual(
+      new Set(["DX tunnel session not resumed in time"]),
+    );
     // From then on nobody waits, and the agent tries every ten seconds on average.
     expect(await cpuShare(pair.agent.process.pid)).toBeLessThan(MAX_IDLE_CPU_SHARE);
   });

@@ -65,7 +65,8 @@ describe("an outage longer than resumeTimeout", () => {
     const story = ({ connection, code, reason, bytesIn, bytesOut }: Readonly<Record<string, unknown>>) =>
       [connection, code, reason, bytesIn, bytesOut].join(" ");
     expect(edgeRecords.map(story).sort()).toEqual(agentRecords.map(story).sort());
-    for (const record of edgeRecords) expect(record).toMatchObject({ code: "DX", reason: "tunnel session lost" });
+    for (const record of edgeRecords)
+      expect(record).toMatchObject({ code: "DX", reason: "tunnel session not resumed in time" });
     const [edge, agent] = await Promise.all([pair.edgeMetrics(), pair.agentMetrics()]);
     for (const name of [
       "tunnel_sessions",

@@ -242,10 +242,27 @@ describe("links that are renewed", () => {
 
 describe("a session", () => {
   it.each([
-    ["that the edge has forgotten", (edge: HandWrittenEdge) => edge.forgetSessions()],
-    ["whose agent was replaced", (edge: HandWrittenEdge) => edge.session.driver.close(CloseCode.replaced, "replaced")],
-    ["that the edge shut down", (edge: HandWrittenEdge) => edge.session.driver.close(CloseCode.drain, "shutting down")],
-  ])("%s resets its targets, and another is begun", async (_, end) => {
+    [
+      "that the edge has forgotten",
+      (edge: HandWrittenEdge) => edge.forgetSessions(),
+      "DX tunnel session unknown to the edge",
+    ],
+    [
+      "whose agent was replaced",
+      (edge: HandWrittenEdge) => edge.session.driver.close(CloseCode.replaced, "replaced"),
+      "DX agent replaced by a new process",
+    ],
+    [
+      "whose token was revoked",
+      (edge: HandWrittenEdge) => edge.session.driver.close(CloseCode.authentication, "token revoked"),
+      "DX token of the agent revoked",
+    ],
+    [
+      "that the edge shut down",
+      (edge: HandWrittenEdge) => edge.session.driver.close(CloseCode.drain, "shutting down"),
+      "LD shutdown",
+    ],
+  ])("%s resets its targets, says so, and another is begun", async (_, end, told) => {
     const closed: Promise<unknown>[] = [];
     const target = await startTarget((socket) => {
       socket.resume();
@@ -262,6 +279,7 @@ describe("a session", () => {
     await withDeadline(Promise.all(closed), { what: "target reset" });
     expect(closed).toHaveLength(1);
     expect(connections.live.size).toBe(0);
+    expect(said("connection").map(({ code, reason }) => `${String(code)} ${String(reason)}`)).toEqual([told]);
     expect(session.sessionsStarted).toBe(2);
     expect(edge.hellos.filter((hello) => hello.session === "")).toHaveLength(2);
   });

@@ -186,12 +186,12 @@ export class Deployment {
       this.context.log.info({ deployment: this.name, mode: mode.type }, "deployment stopped");
     }
     this.#checks.update(undefined);
-    this.holdQueue.clear();
-    this.targetQueue.clear();
     if (mode.type === "cut") {
       this.cut(ResetCode.killed);
       return;
     }
+    this.holdQueue.stop();
+    this.targetQueue.stop();
     if (this.connections.size === 0) return;
     clearTimeout(this.#drainTimer);
     this.#drainTimer = setTimeout(() => this.cut(ResetCode.shutdown), mode.drainTimeoutMs);

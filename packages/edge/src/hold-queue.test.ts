@@ -5,6 +5,7 @@ const events: string[] = [];
 const held = (name: string): Held => ({
   serve: () => void events.push(`${name} served`),
   expire: () => void events.push(`${name} expired`),
+  stop: () => void events.push(`${name} stopped`),
 });
 
 describe("a hold queue", () => {
@@ -50,6 +51,14 @@ describe("a hold queue", () => {
     expect(queue.add(held("b"))).toBe("full");
     queue.settings = { timeoutMs: 0, max: 1 };
     expect(queue.add(held("c"))).toBe("off");
+  });
+
+  test("gives up all that wait, in their order, when its deployment stops", () => {
+    const queue = new HoldQueue({ timeoutMs: 1_000, max: 2 });
+    for (const name of ["a", "b"]) queue.add(held(name));
+    queue.stop();
+    expect(events).toEqual(["a stopped", "b stopped"]);
+    expect([queue.size, queue.counters.expired, vi.getTimerCount()]).toEqual([0, 0, 0]);
   });
 
   test("forgets a connection that was ended while it waited", () => {

@@ -9,6 +9,8 @@ export interface Held {
   serve(): void;
   /** It has waited for the whole timeout. */
   expire(): void;
+  /** Nobody may wait any longer: the deployment stops. */
+  stop(): void;
 }
 
 export interface HoldSettings {
@@ -61,11 +63,11 @@ export class HoldQueue {
     }
   }
 
-  /** Gives up everything that waits. */
-  clear(): void {
+  /** Gives up everything that waits, because the deployment stops. */
+  stop(): void {
     for (const held of this.#waiting.keys()) {
       this.remove(held);
-      held.expire();
+      held.stop();
     }
   }
 

@@ -201,6 +201,10 @@ export class Routing {
         this.#waiting = undefined;
         this.#fail(inVain);
       },
+      stop: () => {
+        this.#waiting = undefined;
+        this.#fail(Ended.shutdown);
+      },
     };
     const position = queue.size;
     const refusal = queue.add(held);

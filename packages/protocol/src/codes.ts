@@ -31,7 +31,7 @@ export const ResetCode = {
   killed: 10,
   /** The sender shut down and its drain timeout passed. */
   shutdown: 11,
-  /** The session could not be resumed in time, or its peer is another process now. */
+  /** The session could not be resumed in time. */
   sessionLost: 12,
   /** The peer sent more than the credit it had. */
   flowControl: 13,
@@ -45,6 +45,12 @@ export const ResetCode = {
   cancelled: 17,
   /** The edge has marked the target down and does not want connections on it to linger. */
   targetDown: 18,
+  /** The session ended because another process has taken the agent's place. */
+  replaced: 19,
+  /** The session ended because the token of its links was revoked, or its client is no longer declared. */
+  revoked: 20,
+  /** The session ended because the edge does not know it any more. */
+  sessionUnknown: 21,
 } as const;
 export type ResetCode = (typeof ResetCode)[keyof typeof ResetCode];
 export type ResetReason = keyof typeof ResetCode;

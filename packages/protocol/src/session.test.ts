@@ -550,8 +550,8 @@ describe("closing", () => {
     pair.edge.session.close(CloseCode.authentication, "revoked");
     pair.settle();
     expect(pair.edge.events.slice(2)).toEqual([
-      { type: "reset", stream: 1, code: ResetCode.sessionLost, by: "session" },
-      { type: "reset", stream: 2, code: ResetCode.sessionLost, by: "session" },
+      { type: "reset", stream: 1, code: ResetCode.revoked, by: "session" },
+      { type: "reset", stream: 2, code: ResetCode.revoked, by: "session" },
       { type: "linkLost", link: 1, code: CloseCode.authentication, reason: "revoked" },
       { type: "ended", code: CloseCode.authentication, reason: "revoked" },
     ]);
@@ -588,7 +588,9 @@ describe("closing", () => {
     [CloseCode.protocol, ResetCode.protocolViolation],
     [CloseCode.tooLarge, ResetCode.protocolViolation],
     [CloseCode.budget, ResetCode.protocolViolation],
-    [CloseCode.replaced, ResetCode.sessionLost],
+    [CloseCode.replaced, ResetCode.replaced],
+    [CloseCode.authentication, ResetCode.revoked],
+    [CloseCode.sessionUnknown, ResetCode.sessionUnknown],
     [CloseCode.timeout, ResetCode.sessionLost],
   ])("with %i resets streams with %i", (closeCode, resetCode) => {
     const pair = new Pair();

@@ -1115,6 +1115,12 @@ function resetCodeOf(code: CloseCode): ResetCode {
     case CloseCode.tooLarge:
     case CloseCode.budget:
       return ResetCode.protocolViolation;
+    case CloseCode.replaced:
+      return ResetCode.replaced;
+    case CloseCode.authentication:
+      return ResetCode.revoked;
+    case CloseCode.sessionUnknown:
+      return ResetCode.sessionUnknown;
     default:
       return ResetCode.sessionLost;
   }

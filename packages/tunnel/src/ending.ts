@@ -46,7 +46,10 @@ export const Ended = {
   maxDuration: { code: "PD", reason: "longest duration reached" },
   killed: { code: "KD", reason: "killed by operator" },
   shutdown: { code: "LD", reason: "shutdown" },
-  sessionLost: { code: "DX", reason: "tunnel session lost" },
+  sessionLost: { code: "DX", reason: "tunnel session not resumed in time" },
+  replaced: { code: "DX", reason: "agent replaced by a new process" },
+  revoked: { code: "DX", reason: "token of the agent revoked" },
+  sessionUnknown: { code: "DX", reason: "tunnel session unknown to the edge" },
   noAgentInTime: { code: "DQ", reason: "no agent connected in time" },
   holdFull: { code: "RQ", reason: "too many connections wait for an agent" },
   noAgent: { code: "DX", reason: "no agent connected" },
@@ -73,6 +76,9 @@ function endingOfReset(reason: ResetReason, options: { sender: "edge" | "agent";
     case "killed":
     case "shutdown":
     case "sessionLost":
+    case "replaced":
+    case "revoked":
+    case "sessionUnknown":
     case "targetDown":
       return Ended[reason];
     case "cancelled":
