@@ -1,8 +1,15 @@
 import { once } from "node:events";
 import { connect, createServer, type Socket } from "node:net";
 import { dial, isSpecialAddress, parseIpAddress, Resolver } from "@sallyport/host";
-import { CloseCode } from "@sallyport/protocol";
-import { connectTunnel, type LinkTransport, TunnelConnectError, type TunnelConnectReason } from "@sallyport/tunnel";
+import { CloseCode, type Hello, type Welcome } from "@sallyport/protocol";
+import {
+  connectTunnel,
+  type LinkEnd,
+  type LinkTransport,
+  sendWelcome,
+  TunnelConnectError,
+  type TunnelConnectReason,
+} from "@sallyport/tunnel";
 import { pino } from "pino";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { pollUntil, withDeadline } from "../../../test/support/deadline.ts";
@@ -104,6 +111,12 @@ function connectTo(edge: HandWrittenEdge, signal: AbortSignal): Promise<LinkTran
     token: edge.token,
     signal,
   });
+}
+
+/** A WELCOME to the session of `hello`, with what is to be wrong in it. */
+function welcomeOf(hello: Hello, lie: Partial<Welcome>): Welcome {
+  const { session } = hello;
+  return { edge: "edge-by-hand", session, resumed: true, features: [], resumeTimeoutMs: 60_000, ...lie };
 }
 
 function said(message: string): Record<string, unknown>[] {
@@ -284,19 +297,42 @@ describe("a session", () => {
     expect(edge.hellos.filter((hello) => hello.session === "")).toHaveLength(2);
   });
 
-  it("is not believed to be another one", async () => {
+  it.each([
+    ["another session", { session: "f".repeat(32), resumed: true }],
+    ["its session as if that began", { resumed: false }],
+  ])("is not left for %s: the link that is welcomed to it is closed, and the others go on", async (_, lie) => {
+    const target = await startTarget((socket) => socket.end("hello"));
     const edge = await startEdge();
-    let lies = 0;
-    edge.onHello = (link, hello) => {
-      if (hello.session === "") return false;
-      lies += 1;
-      edge.take(link, { ...hello, session: "" });
-      return true;
-    };
-    const { session } = startAgent(edge, { links: 2 });
+    const closed = new Promise<LinkEnd>((resolve) => {
+      edge.onHello = (link, hello) => {
+        if (hello.session === "") return false;
+        link.onClosed = resolve;
+        sendWelcome(link, welcomeOf(hello, lie));
+        return true;
+      };
+    });
+    const { session } = startAgent(edge, { links: 2, services: { hi: `127.0.0.1:${target.port}` } });
+    expect((await withDeadline(closed, { what: "close" })).code).toBe(CloseCode.protocol);
     await pollUntil(() => (session.connectFailures.get("protocol") ?? 0) >= 1 || undefined, { what: "lie noticed" });
-    expect(lies).toBeGreaterThan(0);
-    expect(session.links).toBe(1);
+    const opened = edge.open("hi");
+    await opened.answer;
+    opened.stream.end();
+    expect(await withDeadline(opened.end, { what: "end" })).toBe("finished");
+    expect(session).toMatchObject({ links: 1, sessionsStarted: 1 });
+  });
+
+  it("is not begun by a WELCOME that says it existed before", async () => {
+    const edge = await startEdge();
+    const closed = new Promise<LinkEnd>((resolve) => {
+      edge.onHello = (link, hello) => {
+        link.onClosed = resolve;
+        sendWelcome(link, welcomeOf(hello, { session: "f".repeat(32), resumed: true }));
+        return true;
+      };
+    });
+    const { session } = startAgent(edge);
+    expect((await withDeadline(closed, { what: "close" })).code).toBe(CloseCode.protocol);
+    expect(session).toMatchObject({ hasSession: false, sessionsStarted: 0 });
   });
 
   it("tells the edge when the agent drains, and is closed without delay", async () => {

@@ -358,6 +358,9 @@ export class EdgeSession {
       return;
     }
     if (joined !== undefined && welcome.session !== joined.id) throw new ProtocolError("welcome to another session");
+    if (welcome.resumed !== (joined !== undefined)) {
+      throw new ProtocolError(welcome.resumed ? "welcome to a session of before" : "welcome to a session that begins");
+    }
     const current = joined ?? this.#begin(welcome);
     const resumed = joined !== undefined && joined.driver.session.linkCount === 0;
     const attachedAt = performance.now();
