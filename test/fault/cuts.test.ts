@@ -11,7 +11,7 @@ import { pollUntil } from "../support/deadline.ts";
 import { startEchoServer } from "../support/echo-server.ts";
 import { EchoProbe } from "../support/echo-probe.ts";
 import { metric } from "../support/metric.ts";
-import { processUsage } from "../support/process-usage.ts";
+import { timed } from "../support/machine-wait.ts";
 import { RelayProcess } from "../support/relay-process.ts";
 import { SallyportPair } from "../support/sallyport-pair.ts";
 import type { SallyportPairOptions } from "../support/sallyport-pair.ts";
@@ -66,21 +66,11 @@ async function startRig(options: Pick<SallyportPairOptions, "links" | "edgeConfi
   return { transfer, pair, relay: relay!, probe };
 }
 
-/** At most this much of a recovery is put down to the machine. */
-const MAX_MACHINE_MS = 2_000;
-
-/**
- * How long an echo takes from now on, and how long edge, agent or test, whichever longest, was meanwhile ready to run
- * without getting a processor: on a machine that has other work this is no part of the recovery.
- */
+/** How long an echo takes from now on, and what of that is the machine's. */
 async function recovery(pair: SallyportPair, probe: EchoProbe): Promise<{ recoveryMs: number; machineMs: number }> {
-  const pids = [pair.edge.process.pid, pair.agent.process.pid, process.pid];
-  const waited = async () => (await Promise.all(pids.map((pid) => processUsage(pid)))).map(({ waitedMs }) => waitedMs);
-  const before = await waited();
-  const recoveryMs = await probe.roundTrip(64, 60_000);
-  const after = await waited();
-  const longestMs = Math.max(...after.map((waitedMs, index) => waitedMs - before[index]!));
-  return { recoveryMs: Math.round(recoveryMs), machineMs: Math.round(Math.min(longestMs, MAX_MACHINE_MS)) };
+  const pids = [pair.edge.process.pid, pair.agent.process.pid];
+  const { result, machineMs } = await timed(pids, () => probe.roundTrip(64, 60_000));
+  return { recoveryMs: Math.round(result), machineMs };
 }
 
 /** Breaks the path and heals it; resolves with the most milliseconds that an echo may take from then on. */
