@@ -9,6 +9,7 @@ import { destroyRawAgents, RawAgent } from "../hostile/raw-agent.ts";
 import { TestProcess } from "../support/child-process.ts";
 import { pollUntil, withDeadline } from "../support/deadline.ts";
 import { startEchoServer } from "../support/echo-server.ts";
+import { metric } from "../support/metric.ts";
 import { SallyportPair, type SallyportPairOptions } from "../support/sallyport-pair.ts";
 import { socketEnding } from "../support/socket-ending.ts";
 import { startTcpServer, type TcpServer } from "../support/tcp-server.ts";
@@ -72,6 +73,13 @@ async function untilHeld(pair: SallyportPair, count: number): Promise<void> {
   );
 }
 
+/** How many had to wait so far, and how many of them in vain. */
+async function heldTotals(pair: SallyportPair): Promise<{ held: number; expired: number }> {
+  const text = await pair.edgeMetrics();
+  const total = (result: string) => metric(text, "edge_connections_held_total", `result="${result}"`);
+  return { held: total("held"), expired: total("expired") };
+}
+
 /** One more agent process of the same client, with a name of its own or the same. */
 async function startAgent(pair: SallyportPair, name: string, changes: object = {}): Promise<TestProcess> {
   const config = JSON.parse(await readFile(pair.agent.configPath, "utf8")) as Record<string, unknown>;
@@ -111,6 +119,7 @@ describe("while no agent is connected", () => {
     const records = await pair.waitForEdgeRecords("only", 5);
     for (const record of records) expect(record).toMatchObject({ code: "--", bytesIn: 1, bytesOut: 6 });
     await untilHeld(pair, 0);
+    expect(await heldTotals(pair)).toEqual({ held: 5, expired: 0 });
   });
 
   test("they are reset when they have waited for the timeout, and beyond the most that may wait at once", async () => {
@@ -122,13 +131,15 @@ describe("while no agent is connected", () => {
     expect(await socketEnding(waits)).toMatchObject({ how: "error", code: "ECONNRESET" });
     const codes = (await pair.waitForEdgeRecords("only", 2)).map(({ code }) => code);
     expect(codes).toEqual(["RQ", "DQ"]);
+    expect(await heldTotals(pair)).toEqual({ held: 1, expired: 1 });
   });
 
   test("they are reset at once when nothing may wait", async () => {
     const pair = await startPair({ timeout: "0s" });
     await pair.agent.process.stop();
     expect(await socketEnding(connectPartner(pair))).toMatchObject({ how: "error", code: "ECONNRESET" });
-    expect((await pair.waitForEdgeRecords("only", 1))[0]).toMatchObject({ code: "DX" });
+    expect((await pair.waitForEdgeRecords("only", 1))[0]).toMatchObject({ code: "DX", reason: "no agent connected" });
+    expect(await heldTotals(pair)).toEqual({ held: 0, expired: 0 });
   });
 
   test("a stop of the edge does not wait for them", async () => {

@@ -5,6 +5,7 @@ import { connect, type Socket } from "node:net";
 import { afterEach, expect, test } from "vitest";
 import { pollUntil, withDeadline } from "../support/deadline.ts";
 import { startEchoServer } from "../support/echo-server.ts";
+import { metric } from "../support/metric.ts";
 import { PseudoRandomBytes, pseudoRandomStream } from "../support/prng.ts";
 import { SallyportPair, type SallyportPairOptions } from "../support/sallyport-pair.ts";
 import { socketEnding } from "../support/socket-ending.ts";
@@ -99,7 +100,11 @@ test("64 MiB each way on four streams survive ten cuts of all links", async () =
   expect(records.map(({ code, bytesIn, bytesOut }) => ({ code, bytesIn, bytesOut }))).toEqual(
     Array.from({ length: 4 }, () => ({ code: "--", bytesIn: perStream, bytesOut: perStream })),
   );
-  expect(await pair.edgeMetrics()).toMatch(/^edge_tunnel_retransmitted_bytes_total [1-9]/m);
+  expect(metric(await pair.edgeMetrics(), "edge_tunnel_retransmitted_bytes_total")).toBeGreaterThan(0);
+  const agent = await pair.agentMetrics();
+  expect(metric(agent, "agent_tunnel_retransmitted_bytes_total")).toBeGreaterThan(0);
+  // All cuts were of the one session.
+  expect(metric(agent, "agent_tunnel_sessions_total", 'edge="')).toBe(1);
 }, 60_000);
 
 /** What it takes this machine, at this moment, to start one of the programs at all: it is not the tunnel's time. */
@@ -159,4 +164,7 @@ test("an edge that is killed is waited for with patience, and its streams end at
   await pair.restartEdge();
   expect(await servedAgain(port)).toBeLessThan(5_000 + 2 * startMs);
   expect(await targetEnd).toMatchObject({ how: "error", code: "ECONNRESET" });
+  const [record] = await pair.waitForAgentRecords(1);
+  expect(record).toMatchObject({ code: "DX", reason: "tunnel session unknown to the edge" });
+  expect(metric(await pair.agentMetrics(), "agent_tunnel_sessions_total")).toBe(2);
 }, 40_000);
