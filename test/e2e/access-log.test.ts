@@ -92,7 +92,10 @@ test("both programs keep records of one connection in files, and open them anew 
   }
   const [ofEdge] = linesOf(files.edge);
   const ofAgent = await waitForLines(files.agent, 1);
-  expect(ofAgent.map(({ connection }) => connection)).toContain(linesOf(files.edge).at(-1)?.connection);
+  const known = new Set(ofAgent.map(({ connection }) => connection));
+  await pollUntil(() => known.has(linesOf(files.edge).at(-1)?.connection) || undefined, {
+    what: "the same connection in both files",
+  });
   expect(ofEdge).not.toHaveProperty("dialLocal");
   expect(ofAgent[0]).toMatchObject({
     dialLocal: expect.stringMatching(/^127\.0\.0\.1:\d+$/),

@@ -246,54 +246,93 @@ describe("replicas", () => {
 
 describe("an agent that is asked for a target and", () => {
   const ways = [
-    ["stops", (agent: RawAgent, stream: number) => agent.send(refusal(stream))],
-    ["is lost for longer than resumeTimeout", (agent: RawAgent) => agent.destroy()],
+    ["stops", "first ", (agent: RawAgent, stream: number) => agent.send(refusal(stream))],
+    ["is lost for longer than resumeTimeout", "", (agent: RawAgent) => agent.destroy()],
   ] as const;
 
   function refusal(stream: number) {
     return { type: "reset", stream, offset: 0, code: ResetCode.shutdown } as const;
   }
 
-  /** A partner whose OPEN and first bytes have reached an agent by hand. */
-  async function opening(pair: SallyportPair): Promise<{ partner: Socket; agent: RawAgent; stream: number }> {
+  /** A partner whose OPEN and first bytes, if any, have reached an agent by hand. */
+  async function opening(
+    pair: SallyportPair,
+    first: string,
+  ): Promise<{ partner: Socket; agent: RawAgent; stream: number }> {
     const agent = await RawAgent.greeted(await readCredentials(pair.credentialsPath));
     const partner = connectPartner(pair);
-    partner.write("first ");
-    await agent.awaitFrame("data");
+    if (first !== "") {
+      partner.write(first);
+      await agent.awaitFrame("data");
+    }
     return { partner, agent, stream: (await agent.awaitFrame("open")).stream };
   }
 
-  async function echoesAll(partner: Socket): Promise<void> {
+  async function echoesAll(partner: Socket, first: string): Promise<void> {
     const reply: Buffer[] = [];
     partner.on("data", (chunk: Buffer) => reply.push(chunk));
     partner.end("and last");
     expect((await socketEnding(partner)).how).toBe("end");
-    expect(Buffer.concat(reply).toString()).toBe("first and last");
+    expect(Buffer.concat(reply).toString()).toBe(`${first}and last`);
   }
 
-  test.for(ways)("%s makes way for another of its client", async ([, leave]) => {
+  test.for(ways)("%s makes way for another of its client", async ([, said, leave]) => {
     const pair = await startPair({ timeout: "0s" }, undefined, { edgeConfig: { resumeTimeout: "1s" } });
     // So that the other has fewer.
     const first = connectPartner(pair);
     await echoes(first, "x");
-    const { partner, agent, stream } = await opening(pair);
+    const { partner, agent, stream } = await opening(pair, said);
     leave(agent, stream);
-    await echoesAll(partner);
+    // What is sent before that may have gone to the agent that is lost.
+    await pollUntil(
+      async () =>
+        (await edgeJson<Status>(pair, "status")).agents.some(
+          ({ agent: name, streams }) => name === "agent-under-test" && streams === 2,
+        ) || undefined,
+      { what: "the stream with the other agent" },
+    );
+    await echoesAll(partner, said);
     const [record] = await pair.waitForEdgeRecords("only", 1);
-    expect(record).toMatchObject({ code: "--", agent: "agent-under-test", attempts: 2, bytesIn: 14, bytesOut: 14 });
+    const bytes = said.length + 8;
+    expect(record).toMatchObject({
+      code: "--",
+      agent: "agent-under-test",
+      attempts: 2,
+      bytesIn: bytes,
+      bytesOut: bytes,
+    });
     first.destroy();
   });
 
-  test.for(ways)("%s leaves its partner waiting for one that comes", async ([, leave]) => {
+  test("is lost when it may have passed on what the partner had sent ends the connection: nobody gets that twice", async () => {
+    const pair = await startPair({ timeout: "0s" }, undefined, { edgeConfig: { resumeTimeout: "1s" } });
+    const first = connectPartner(pair);
+    await echoes(first, "x");
+    const { partner, agent } = await opening(pair, "first ");
+    agent.destroy();
+    expect(await socketEnding(partner)).toMatchObject({ how: "error", code: "ECONNRESET" });
+    const [record] = await pair.waitForEdgeRecords("only", 1);
+    expect(record).toMatchObject({ code: "DX", reason: "tunnel session not resumed in time" });
+    expect(record).not.toHaveProperty("redispatched");
+    first.destroy();
+  });
+
+  test.for(ways)("%s leaves its partner waiting for one that comes", async ([, said, leave]) => {
     const pair = await startPair({ timeout: "20s" }, undefined, { edgeConfig: { resumeTimeout: "1s" } });
     await pair.agent.process.stop();
-    const { partner, agent, stream } = await opening(pair);
+    const { partner, agent, stream } = await opening(pair, said);
     leave(agent, stream);
     await untilHeld(pair, 1);
     await pair.restartAgent();
-    await echoesAll(partner);
+    await echoesAll(partner, said);
     const [record] = await pair.waitForEdgeRecords("only", 1);
-    expect(record).toMatchObject({ code: "--", agent: "agent-under-test", attempts: 2, queuePosition: 0, bytesIn: 14 });
+    expect(record).toMatchObject({
+      code: "--",
+      agent: "agent-under-test",
+      attempts: 2,
+      queuePosition: 0,
+      bytesIn: said.length + 8,
+    });
   });
 
   test("stops is followed by five others, and then the partner is reset", async () => {

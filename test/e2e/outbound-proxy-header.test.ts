@@ -155,7 +155,13 @@ test("limits and bans of a source are those of the header's address, and never t
     for (const last of [10, 11, 12]) expect(await from(`203.0.113.${last}`)).toBe("hello");
     await pair.command("edge", ["ban", "add", "203.0.113.77", "--config", pair.edge.configPath]);
     expect([await from("203.0.113.77"), await from("203.0.113.78")]).toEqual(["reset", "hello"]);
-    const denied = pair.records().edge.filter((record) => record.denied !== undefined);
+    const denied = await pollUntil(
+      () => {
+        const found = pair.records().edge.filter((record) => record.denied !== undefined);
+        return found.length >= 2 ? found : undefined;
+      },
+      { what: "two records of refused connections" },
+    );
     expect(denied).toMatchObject([
       { partner: "203.0.113.9:1000", denied: "maxConnectionsPerSource" },
       { partner: "203.0.113.77:1000", denied: "ban" },

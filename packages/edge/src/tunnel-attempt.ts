@@ -74,9 +74,11 @@ export class TunnelAttempt implements Attempt, StreamHandler {
     this.#stream = undefined;
     this.#options.early.hold();
     if (this.#session !== undefined && by === "peer" && code === ResetCode.shutdown) this.#session.leaving = true;
+    // An agent that is gone may have given the target what the partner has sent; nobody is to get that twice.
+    const mayBeDoubled = by === "session" && this.#options.early.bytes > 0;
     this.#options.events.onFailed({
       ending: endingOf({ type: "streamReset", code, by }, { side: "edge", connected: false }),
-      blame: resetBlame[resetReason(code)],
+      blame: mayBeDoubled ? "connection" : resetBlame[resetReason(code)],
     });
   }
 
