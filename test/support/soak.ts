@@ -35,14 +35,14 @@ export interface SoakOptions {
 
 /** Figures of one program. */
 export interface ProgramGrowth {
-  /** Slope of what a collection leaves of the heap, in bytes per minute. */
+  /** Slope of the least that a collection leaves of the heap in each of ten periods, in bytes per minute. */
   readonly heapBytesPerMinute: number;
   /**
    * What is in RAM besides the heap and its reserves: median of the second half of the samples less that of the first, in
    * bytes. How much the heap keeps in reserve is the runtime's to choose, and changes by 30 MiB within minutes.
    */
   readonly residentBytes: number;
-  /** Of each of ten periods the medians of these two, in MiB. */
+  /** Of each of ten periods: that least, and the median of what is in RAM besides, in MiB. */
   readonly course: readonly string[];
   /** With all streams and both links, at the end of the load less before it. */
   readonly openFiles: number;
@@ -218,8 +218,14 @@ class Soak {
       heapBytesPerMinute: heapSlope(samples),
       residentBytes: quantile(resident.slice(-half), 0.5) - quantile(resident.slice(0, half), 0.5),
       course: periodsOf(samples).map((period) =>
-        [period.map(({ heapBytes }) => heapBytes), period.map(({ residentBytes }) => residentBytes)]
-          .map((bytes) => (quantile(bytes, 0.5) / 1024 ** 2).toFixed(1))
+        [
+          leastHeap(period),
+          quantile(
+            period.map(({ residentBytes }) => residentBytes),
+            0.5,
+          ),
+        ]
+          .map((bytes) => (bytes / 1024 ** 2).toFixed(1))
           .join(" "),
       ),
       openFiles: loaded.openFiles - before.openFiles,
@@ -387,14 +393,16 @@ function periodsOf(samples: readonly Sample[]): Sample[][] {
   );
 }
 
-/** Least squares through the median of each period, in bytes per minute. */
+/** What a cut leaves on its way is in use for a while; the least is what stays. */
+function leastHeap(period: readonly Sample[]): number {
+  return Math.min(...period.map(({ heapBytes }) => heapBytes));
+}
+
+/** Least squares through the least of each period, in bytes per minute. */
 function heapSlope(samples: readonly Sample[]): number {
   const points = periodsOf(samples).map((period) => ({
     minutes: period[0]!.atMs / 60_000,
-    bytes: quantile(
-      period.map(({ heapBytes }) => heapBytes),
-      0.5,
-    ),
+    bytes: leastHeap(period),
   }));
   const mean = (values: number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
   const minutes = mean(points.map((point) => point.minutes));
