@@ -11,12 +11,13 @@
  */
 import { setTimeout as delay } from "node:timers/promises";
 import { afterEach, describe, expect, test } from "vitest";
+import { pollUntil } from "../support/deadline.ts";
 import { EchoProbe } from "../support/echo-probe.ts";
 import { metric } from "../support/metric.ts";
 import { processUsage } from "../support/process-usage.ts";
 import { quantile } from "../support/quantile.ts";
 import { SallyportPair } from "../support/sallyport-pair.ts";
-import { TrafficPartners, TrafficTarget } from "../support/traffic.ts";
+import { PAUSE_BYTES, TRANSFER_BYTES, TrafficPartners, TrafficTarget } from "../support/traffic.ts";
 import type { TrafficKind } from "../support/traffic.ts";
 
 const MEBIBYTE = 1024 ** 2;
@@ -72,8 +73,10 @@ async function startRig({ memory }: { readonly memory?: string } = {}) {
   closers.push(() => pair.stop());
   const partners = await TrafficPartners.start(pair.listenerPort("bulk"));
   closers.push(() => partners.stop());
-  return { pair, partners };
+  return { pair, target, partners };
 }
+
+type Rig = Pick<Awaited<ReturnType<typeof startRig>>, "pair" | "partners">;
 
 interface Memory {
   readonly edgeBytes: number;
@@ -131,42 +134,79 @@ async function roundTrips(probe: EchoProbe, durationMs: number): Promise<number[
 const figures = (trips: readonly number[]): string =>
   [0.5, 0.9, 0.99, 1].map((q) => quantile(trips, q).toFixed(1)).join(" ");
 
+/** What the runtime takes once and for all is taken before anything is measured. */
+async function memoryOnceWarm({ pair, partners, honest }: Rig & { readonly honest: TrafficKind }): Promise<Memory> {
+  await partners.open(honest, 4);
+  await delay(4_000);
+  await partners.close(honest);
+  await delay(1_000);
+  return residentMemory(pair);
+}
+
+/** Resolves, with the widest window of both ends, when nothing moves any more; neither end holds more than two of them. */
+async function expectTwoWindows(pair: SallyportPair, { stalled, before }: { stalled: TrafficKind; before: Memory }) {
+  await standstill(pair);
+  const after = await residentMemory(pair);
+  const { edge, agent } = await streamBytes(pair);
+  console.log(
+    `${stalled}: edge ${Math.round((after.edgeBytes - before.edgeBytes) / 1024)} KiB, ` +
+      `agent ${Math.round((after.agentBytes - before.agentBytes) / 1024)} KiB more; ` +
+      `edge ${JSON.stringify(edge)}, agent ${JSON.stringify(agent)}`,
+  );
+  // The window is that of the end behind which nobody reads; the other end keeps for it what it was given credit for.
+  const window = Math.max(edge.windowBytes, agent.windowBytes);
+  for (const end of [edge, agent]) {
+    expect(end.heldBytes).toBeLessThanOrEqual(2 * window);
+    expect(end.queueBytes).toBeLessThanOrEqual(window + 2 * CHUNK_BYTES);
+  }
+  expect(edge.heldBytes + agent.heldBytes).toBeGreaterThan(0);
+  const bound = 2 * window + RUNTIME_SLACK_BYTES;
+  expect(after.edgeBytes - before.edgeBytes).toBeLessThan(bound);
+  expect(after.agentBytes - before.agentBytes).toBeLessThan(bound);
+  return window;
+}
+
 /** The direction of the honest streams is that of the stalled ones. */
 const table = [
-  { who: "a partner", stalled: "pull-none", honest: "pull", many: 1_000 },
+  { who: "a partner", reader: "partners", stalled: "pull-none", paused: "pull-pause", honest: "pull", many: 1_000 },
   // Fewer, since every one of them first fills megabytes of the kernel's buffers.
-  { who: "a target", stalled: "push-none", honest: "push", many: 300 },
+  { who: "a target", reader: "target", stalled: "push-none", paused: "push-pause", honest: "push", many: 300 },
 ] as const;
 
-describe.each(table)("$who that stops reading", ({ stalled, honest, many }) => {
+describe.each(table)("$who that stops reading", ({ reader, stalled, paused, honest, many }) => {
   test("costs each end two windows at the most", async () => {
-    const { pair, partners } = await startRig();
-    // What the runtime takes once and for all is taken before.
-    await partners.open(honest, 4);
-    await delay(4_000);
-    await partners.close(honest);
-    await delay(1_000);
-    const before = await residentMemory(pair);
-    await partners.open(stalled, 1);
-    await standstill(pair);
-    const after = await residentMemory(pair);
-    const { edge, agent } = await streamBytes(pair);
-    console.log(
-      `${stalled}: edge ${Math.round((after.edgeBytes - before.edgeBytes) / 1024)} KiB, ` +
-        `agent ${Math.round((after.agentBytes - before.agentBytes) / 1024)} KiB more; ` +
-        `edge ${JSON.stringify(edge)}, agent ${JSON.stringify(agent)}`,
-    );
-    // The window is that of the end behind which nobody reads; the other end keeps for it what it was given credit for.
-    const window = Math.max(edge.windowBytes, agent.windowBytes);
+    const rig = await startRig();
+    const before = await memoryOnceWarm({ ...rig, honest });
+    await rig.partners.open(stalled, 1);
+    expect(await expectTwoWindows(rig.pair, { stalled, before })).toBeLessThanOrEqual(MAX_WINDOW_BYTES);
+  });
+
+  test("in the midst of a transfer costs as much, and gets every byte when it goes on", async () => {
+    const rig = await startRig();
+    const { pair, partners } = rig;
+    const before = await memoryOnceWarm({ ...rig, honest });
+    await partners.open(paused, 1);
+    const state = (isReached: "isPaused" | "hasEnded") =>
+      pollUntil(
+        async () => {
+          const transfer = await rig[reader].transfer(paused);
+          return transfer[isReached] ? transfer : undefined;
+        },
+        { what: `${paused}: ${isReached}`, timeoutMs: 60_000 },
+      );
+    const { receivedBytes, isRight } = await state("isPaused");
+    expect(isRight).toBe(true);
+    expect(receivedBytes).toBeGreaterThanOrEqual(PAUSE_BYTES);
+    expect(receivedBytes).toBeLessThan(PAUSE_BYTES + MEBIBYTE);
+    const window = await expectTwoWindows(pair, { stalled: paused, before });
+    // What came so far has made it grow.
+    expect(window).toBeGreaterThan(START_WINDOW_BYTES);
     expect(window).toBeLessThanOrEqual(MAX_WINDOW_BYTES);
-    for (const end of [edge, agent]) {
-      expect(end.heldBytes).toBeLessThanOrEqual(2 * window);
-      expect(end.queueBytes).toBeLessThanOrEqual(window + 2 * CHUNK_BYTES);
-    }
-    expect(edge.heldBytes + agent.heldBytes).toBeGreaterThan(0);
-    const bound = 2 * window + RUNTIME_SLACK_BYTES;
-    expect(after.edgeBytes - before.edgeBytes).toBeLessThan(bound);
-    expect(after.agentBytes - before.agentBytes).toBeLessThan(bound);
+    expect(await rig[reader].transfer(paused)).toMatchObject({ receivedBytes, isPaused: true, hasEnded: false });
+    await rig[reader].resume(paused);
+    expect(await state("hasEnded")).toMatchObject({ receivedBytes: TRANSFER_BYTES, isRight: true });
+    const records = await pair.waitForEdgeRecords("bulk", 5);
+    expect(records.at(-1)).toMatchObject({ code: "--" });
   });
 
   test(`leaves ${OTHER_STREAMS} other streams nine tenths of their rate`, async () => {

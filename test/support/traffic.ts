@@ -7,7 +7,22 @@ import { fileURLToPath } from "node:url";
 import { withDeadline } from "./deadline.ts";
 
 /** What the streams of a group do; `traffic-program.mjs` has the table. */
-export type TrafficKind = "pull" | "pull-none" | "push" | "push-none";
+export type TrafficKind = "pull" | "pull-none" | PausedKind | "push" | "push-none";
+/** One transfer of `TRANSFER_BYTES`, whose reader stands still after `PAUSE_BYTES` until it is told to go on. */
+export type PausedKind = "pull-pause" | "push-pause";
+
+export const TRANSFER_BYTES = 1024 ** 3;
+export const PAUSE_BYTES = 256 * 1024 ** 2;
+
+/** How far the reader of a transfer with a pause has come. */
+export interface TransferState {
+  readonly receivedBytes: number;
+  /** Whether every byte so far was the one that was sent. */
+  readonly isRight: boolean;
+  readonly isPaused: boolean;
+  /** The other side has ended after its last byte. */
+  readonly hasEnded: boolean;
+}
 
 export interface TrafficCount {
   /** Bytes that the partners of the group have read. */
@@ -27,7 +42,8 @@ class TrafficProcess {
   readonly #waiting: ((line: string) => void)[] = [];
 
   constructor(args: readonly string[]) {
-    const child = spawn(process.execPath, [program, ...args], { stdio: ["pipe", "pipe", "inherit"] });
+    const sizes = [TRANSFER_BYTES, PAUSE_BYTES].map(String);
+    const child = spawn(process.execPath, [program, ...args, ...sizes], { stdio: ["pipe", "pipe", "inherit"] });
     child.stdin.on("error", () => undefined);
     createInterface({ input: child.stdout }).on("line", (line) => this.#waiting.shift()?.(line));
     this.#child = child;
@@ -42,6 +58,14 @@ class TrafficProcess {
     return JSON.parse(await this.line(`an answer to ${JSON.stringify(order)}`)) as unknown;
   }
 
+  async transfer(kind: PausedKind): Promise<TransferState> {
+    return (await this.order({ order: "transfer", kind })) as TransferState;
+  }
+
+  async resume(kind: PausedKind): Promise<void> {
+    await this.order({ order: "resume", kind });
+  }
+
   async close(): Promise<void> {
     if (this.#child.exitCode !== null || this.#child.signalCode !== null) return;
     const ended = once(this.#child, "close");
@@ -50,8 +74,14 @@ class TrafficProcess {
   }
 }
 
+/** The end that reads a transfer with a pause: the partners' process or the target's. */
+export interface PausedReader {
+  transfer(kind: PausedKind): Promise<TransferState>;
+  resume(kind: PausedKind): Promise<void>;
+}
+
 /** A target as a process of its own. The caller closes it. */
-export class TrafficTarget {
+export class TrafficTarget implements PausedReader {
   readonly port: number;
   readonly #process: TrafficProcess;
 
@@ -66,13 +96,21 @@ export class TrafficTarget {
     return new TrafficTarget(process, Number(line.split(" ")[1]));
   }
 
+  transfer(kind: PausedKind): Promise<TransferState> {
+    return this.#process.transfer(kind);
+  }
+
+  resume(kind: PausedKind): Promise<void> {
+    return this.#process.resume(kind);
+  }
+
   close(): Promise<void> {
     return this.#process.close();
   }
 }
 
 /** Partners as a process of their own. The caller closes it. */
-export class TrafficPartners {
+export class TrafficPartners implements PausedReader {
   readonly #process: TrafficProcess;
 
   private constructor(process: TrafficProcess) {
@@ -101,6 +139,14 @@ export class TrafficPartners {
     const after = await this.count(kind);
     const bytes = after.receivedBytes - before.receivedBytes + after.sentBytes - before.sentBytes;
     return (bytes * 1000) / (performance.now() - startedAt);
+  }
+
+  transfer(kind: PausedKind): Promise<TransferState> {
+    return this.#process.transfer(kind);
+  }
+
+  resume(kind: PausedKind): Promise<void> {
+    return this.#process.resume(kind);
   }
 
   /** Resets every connection of a group. */
