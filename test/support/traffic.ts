@@ -25,10 +25,8 @@ export interface TransferState {
 }
 
 export interface TrafficCount {
-  /** Bytes that the partners of the group have read. */
-  readonly receivedBytes: number;
-  /** Bytes that the system has taken from the partners of the group. */
-  readonly sentBytes: number;
+  /** Bytes that each partner of the group has read and that the system has taken from it, in the order of their start. */
+  readonly streamBytes: readonly number[];
   /** Connections that failed. */
   readonly failures: number;
 }
@@ -131,14 +129,13 @@ export class TrafficPartners implements PausedReader {
     return (await this.#process.order({ order: "count", kind })) as TrafficCount;
   }
 
-  /** Bytes per second, over `durationMs`, that the partners of a group have read or that the system has taken of them. */
+  /** Bytes per second, over `durationMs`, of all streams of a group together. */
   async rate(kind: TrafficKind, durationMs: number): Promise<number> {
-    const before = await this.count(kind);
+    const total = async () => (await this.count(kind)).streamBytes.reduce((sum, bytes) => sum + bytes, 0);
+    const before = await total();
     const startedAt = performance.now();
     await delay(durationMs);
-    const after = await this.count(kind);
-    const bytes = after.receivedBytes - before.receivedBytes + after.sentBytes - before.sentBytes;
-    return (bytes * 1000) / (performance.now() - startedAt);
+    return (((await total()) - before) * 1000) / (performance.now() - startedAt);
   }
 
   transfer(kind: PausedKind): Promise<TransferState> {
