@@ -40,6 +40,9 @@ const OTHER_STREAMS = 50;
 const ROUNDS = 10;
 const MAX_ROUNDS = 12;
 const ROUND_MS = 1_000;
+/** Their round trips are judged all together. */
+const ECHO_ROUNDS = 5;
+const ECHO_ROUND_MS = 3_000;
 /** One piece that was read from a socket may go beyond the window of its stream; as much may be consumed and not told. */
 const CHUNK_BYTES = 64 * 1024;
 const MAX_HONEST_P99_MS = 250;
@@ -298,18 +301,16 @@ describe.each(table)("$who that stops reading", (row) => {
     await partners.open(stalled, many);
     await standstill(pair);
     const rounds: number[][] = [];
-    const earliest = () => Math.min(...rounds.map((trips) => quantile(trips, 0.99)));
-    while (rounds.length < MAX_ROUNDS && (rounds.length === 0 || earliest() > MAX_HONEST_P99_MS)) {
-      rounds.push(await roundTrips(probe, 3_000));
-    }
+    for (let round = 0; round < ECHO_ROUNDS; round++) rounds.push(await roundTrips(probe, ECHO_ROUND_MS));
+    const trips = rounds.flat();
     const { edge, agent } = await streamBytes(pair);
     const after = await residentMemory(pair);
     console.log(
-      `${many} ${stalled}: echo p50 p90 p99 max ${rounds.map(figures).join(", ")} ms; edge ${JSON.stringify(edge)}, agent ` +
+      `${many} ${stalled}: ${trips.length} echoes p50 p90 p99 max ${figures(trips)} ms (${rounds.map(figures).join(", ")}); edge ${JSON.stringify(edge)}, agent ` +
         `${JSON.stringify(agent)}; resident ${Math.round((after.edgeBytes - before.edgeBytes) / MEBIBYTE)} ` +
         `and ${Math.round((after.agentBytes - before.agentBytes) / MEBIBYTE)} MiB more`,
     );
-    expect(earliest()).toBeLessThanOrEqual(MAX_HONEST_P99_MS);
+    expect(quantile(trips, 0.99)).toBeLessThanOrEqual(MAX_HONEST_P99_MS);
     const excess = many * FRAME_BYTES;
     for (const { windowBytes, queueBytes, heldBytes } of [edge, agent]) {
       expect(windowBytes + queueBytes).toBeLessThanOrEqual(memoryBytes + excess);
