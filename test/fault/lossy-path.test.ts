@@ -5,6 +5,7 @@
 import { spawnSync } from "node:child_process";
 import { readFile } from "node:fs/promises";
 import { afterEach, expect, test } from "vitest";
+import { runSuccessfully } from "../support/child-process.ts";
 import { startEchoServer } from "../support/echo-server.ts";
 import { EchoProbe } from "../support/echo-probe.ts";
 import { findFreePort } from "../support/free-port.ts";
@@ -63,6 +64,13 @@ async function retransmittedSegments(pid: number): Promise<number> {
   return Number(values![names!.indexOf("RetransSegs")]);
 }
 
+/** The agent offers them on the loopback interface of its own network namespace. */
+async function metricsOnFarSide(path: EmulatedPath, port: number): Promise<string> {
+  const [command = "", ...args] = path.farCommand;
+  const script = `fetch("http://127.0.0.1:${port}/metrics").then((answer) => answer.text()).then(console.log)`;
+  return (await runSuccessfully({ command, args: [...args, process.execPath, "-e", script] })).stdout;
+}
+
 /** Whether this process may make network namespaces: root in a sandbox may not. */
 function canMakeNamespaces(): boolean {
   const name = `sallyport-probe-${process.pid}`;
@@ -115,6 +123,7 @@ describeWithPrograms("a path with", ["ip", "gcc"], () => {
     const arrivals = await transfer.end(options.timeoutMs);
     const seconds = (performance.now() - startedAt) / 1000;
     const metrics = await pair.edgeMetrics();
+    const agentMetrics = await metricsOnFarSide(path, pair.agent.metricsPort);
     const retransmitted = await retransmittedSegments(pair.agent.process.pid);
     console.log(
       `${options.name}: ${(options.bytes / seconds / 1e3).toFixed(0)} kB/s each way, echo beside it ${echoMs.toFixed(0)} ms, ` +
@@ -124,6 +133,8 @@ describeWithPrograms("a path with", ["ip", "gcc"], () => {
     expect(arrivals).toHaveLength(2 * STREAMS);
     for (const arrival of arrivals) expect(arrival.receivedDigest).toBe(arrival.sentDigest);
     expect(metric(metrics, "edge_tunnel_links_lost_total")).toBe(0);
+    expect(metric(agentMetrics, "agent_tunnel_links")).toBe(2);
+    expect(metric(agentMetrics, "agent_tunnel_links_lost_total")).toBe(0);
     expect(metric(metrics, "edge_tunnel_resumptions_total")).toBe(0);
     expect(metric(metrics, "edge_tunnel_links")).toBe(2);
   });
