@@ -8,8 +8,11 @@ import { Agent } from "../../packages/agent/src/agent.ts";
 import { pollUntil, withDeadline } from "../support/deadline.ts";
 import { startEchoServer } from "../support/echo-server.ts";
 import { LoopbackEdge, loggerTo } from "../support/loopback-edge.ts";
+import { metric } from "../support/metric.ts";
+import { SallyportPair } from "../support/sallyport-pair.ts";
 import { socketEnding } from "../support/socket-ending.ts";
 import { makeTempDir } from "../support/temp-dir.ts";
+import { TwoWayTransfer } from "../support/two-way-transfer.ts";
 
 const closers: (() => Promise<unknown>)[] = [];
 afterEach(async () => {
@@ -100,4 +103,47 @@ test("links that are renewed again and again are not seen by the connections tha
     for (const partner of partners) await echo(partner, `round ${round}`);
   }
   expect(agent.edges.map(({ sessionsStarted }) => sessionsStarted)).toEqual([1]);
+});
+
+test("links that are renewed under load lose no byte, and one is there at any time", async () => {
+  const streams = 4;
+  const streamBytes = 16 * 1024 ** 2;
+  const transfer = await TwoWayTransfer.prepare("renewed links", streamBytes);
+  closers.push(() => transfer.close());
+  let renewals = 0;
+  const pair = await SallyportPair.start({
+    services: { bulk: `127.0.0.1:${transfer.targetPort}` },
+    deployments: [{ name: "bulk", target: "bulk" }],
+    // As soon as a link stands its successor is dialled.
+    agentConfig: { renewLinks: "50ms" },
+    onLine: (program, line) => {
+      if (program === "edge" && line.includes('"code":4001')) renewals += 1;
+    },
+  });
+  closers.push(() => pair.stop());
+  const atBoth = async (name: string) => {
+    const [edge, agent] = await Promise.all([pair.edgeMetrics(), pair.agentMetrics()]);
+    return { edge: metric(edge, `edge_tunnel_${name}`), agent: metric(agent, `agent_tunnel_${name}`) };
+  };
+  const renewedBefore = renewals;
+  for (let index = 0; index < streams; index++) transfer.addPartner(pair.listenerPort("bulk"));
+  const transferring = { hasEnded: false };
+  const end = transfer.end(50_000).finally(() => {
+    transferring.hasEnded = true;
+  });
+  const links: Awaited<ReturnType<typeof atBoth>>[] = [];
+  while (!transferring.hasEnded) links.push(await atBoth("links"));
+  const renewedMeanwhile = renewals - renewedBefore;
+  const arrivals = await end;
+  expect(arrivals).toHaveLength(2 * streams);
+  for (const arrival of arrivals) {
+    expect(arrival).toMatchObject({ sentBytes: streamBytes, receivedBytes: streamBytes });
+    expect(arrival.receivedDigest).toBe(arrival.sentDigest);
+  }
+  expect(renewedMeanwhile).toBeGreaterThanOrEqual(4);
+  expect(links.length).toBeGreaterThan(0);
+  expect(links.filter(({ edge, agent }) => edge < 1 || agent < 1)).toEqual([]);
+  expect(await atBoth("links_lost_total")).toEqual({ edge: 0, agent: 0 });
+  expect(await atBoth("resumptions_total")).toEqual({ edge: 0, agent: 0 });
+  expect(metric(await pair.agentMetrics(), "agent_tunnel_sessions_total")).toBe(1);
 });
