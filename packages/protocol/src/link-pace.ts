@@ -9,10 +9,16 @@
  * nothing; where packets are lost, a byte and all behind it arrive one or two round trips later, and a link that waited
  * for them would carry less and less. On a long path the kernel's own buffer, which follows the path, is the lower bound
  * for what queues; on a short one the round trips are nothing beside the milliseconds. The round trip is that of the quiet
- * link: one that included the queue would let the queue grow with itself.
+ * path: one that included the queue would let the queue grow with itself.
+ *
+ * Links of one session mostly share their path. A rate that is measured under a limit made from it would then keep whatever
+ * share a link once had: of two links of one bottleneck, the one with more under way goes on to deliver more. So a link that
+ * has to wait counts with the mean of those that do where that is more, up to twice its own rate, and they meet.
  *
  * Nothing is held back before the first PONG: a peer that answers none is not paced, and lost after a while.
  */
+
+import { type PathUser, SharedPath } from "./shared-path.ts";
 
 /** The least that may be under way: two writes of the link. */
 const MIN_BYTES = 131_072;
@@ -20,7 +26,7 @@ const MIN_BYTES = 131_072;
 const FRESH_BYTES = 32_768;
 const LIMIT_ROUND_TRIPS = 4;
 /** How long the peer's process may take for what it reads at a time, besides the round trip. */
-const TURN_MS = 5;
+const TURN_MS = 2;
 /** The rate is measured over no less than this: shorter, it would be that of single turns of the event loop. */
 const MIN_EPOCH_MS = 20;
 /** The most PINGs that wait for their PONG; a further one takes the place of the oldest. */
@@ -28,11 +34,14 @@ const MAX_PINGS = 8;
 /** A PING behind less is one that measures nothing to the peer, which bears only so many (`LinkState.pinged`). */
 const MIN_PING_BYTES = 32_768;
 /** Over all links of a session, save where a link has to wait: a measure that comes more often costs more than it tells. */
-const PING_SPACING_MS = 1.5;
-/** A link on which no more is under way in either direction does not delay a PING. */
+const PING_SPACING_MS = 0.75;
+/** So many may go early: what is sent at once, because a PONG has let it, gets its measures in between and not behind all of it. */
+const PING_BURST = 3;
+/** A path on which no more is under way in either direction does not delay a PING. */
 const QUIET_BYTES = 32_768;
 
-export class LinkPace {
+export class LinkPace implements PathUser {
+  readonly #path: SharedPath;
   #sentBytes = 0;
   #deliveredBytes = 0;
   #receivedBytes = 0;
@@ -45,12 +54,20 @@ export class LinkPace {
   #epochDelivered = 0;
   /** Something had to wait in this epoch: what was delivered in it is all that the link can do. */
   #limited = false;
+  #wasLimited = false;
   /** The PINGs that wait for their PONG, oldest first; a ring. Tokens rise. */
   readonly #pings = Array.from({ length: MAX_PINGS }, () => ({ token: 0, at: 0, sent: 0, received: 0, quiet: false }));
   #first = 0;
   #count = 0;
   #pingedBytes = 0;
-  #pingedAt = 0;
+  /** When the next one were due if they went at equal times (a leaky bucket, as ITU-T I.371). */
+  #nextPingAt = 0;
+
+  /** `path`: what all links of the session have in common; the pace adds itself. Default: a path of its own. */
+  constructor(path = new SharedPath()) {
+    this.#path = path;
+    path.add(this);
+  }
 
   /** Bytes that were written and of which it is not known that the peer has read them. */
   get inFlightBytes(): number {
@@ -65,6 +82,11 @@ export class LinkPace {
   /** Infinite before the first PONG. */
   get limitBytes(): number {
     return this.#limitBytes;
+  }
+
+  /** What it delivers, in bytes per millisecond, if something has had to wait lately; undefined otherwise. */
+  get contendedRate(): number | undefined {
+    return this.#limited || this.#wasLimited ? this.#rate : undefined;
   }
 
   /** The round trip in milliseconds when nothing queues on the link; undefined before the first PONG. */
@@ -94,6 +116,7 @@ export class LinkPace {
 
   received(bytes: number): void {
     this.#receivedBytes += bytes;
+    this.#path.receivedBytes += bytes;
   }
 
   /** Whether a PING is due behind what was sent. The `links` of the session share what it spends on them. */
@@ -104,12 +127,12 @@ export class LinkPace {
     return (
       this.#count < MAX_PINGS &&
       unconfirmed >= Math.max(MIN_PING_BYTES, this.#limitBytes / MAX_PINGS) &&
-      now - this.#pingedAt >= PING_SPACING_MS * links
+      this.#nextPingAt - now <= PING_BURST * PING_SPACING_MS * links
     );
   }
 
   /** A PING was written behind all that was sent. */
-  pinged(token: number, now: number): void {
+  pinged(token: number, now: number, links = 1): void {
     if (this.#count === MAX_PINGS) this.#drop();
     if (this.#count === 0 && now - this.#epochAt > 2 * MIN_EPOCH_MS) this.#beginEpoch(now);
     const ping = this.#pings[(this.#first + this.#count) % MAX_PINGS];
@@ -118,10 +141,10 @@ export class LinkPace {
     ping.token = token;
     ping.at = now;
     ping.sent = this.#sentBytes;
-    ping.received = this.#receivedBytes;
-    ping.quiet = this.inFlightBytes <= QUIET_BYTES;
+    ping.received = this.#path.receivedBytes;
+    ping.quiet = this.#path.inFlightBytes <= QUIET_BYTES;
     this.#pingedBytes = this.#sentBytes;
-    this.#pingedAt = now;
+    this.#nextPingAt = Math.max(now, this.#nextPingAt) + PING_SPACING_MS * links;
   }
 
   /**
@@ -134,7 +157,8 @@ export class LinkPace {
     while (ping.token !== token) ping = this.#drop();
     this.#deliveredBytes = Math.max(this.#deliveredBytes, ping.sent);
     const sampleMs = now - ping.at;
-    const quiet = ping.quiet && this.#receivedBytes - ping.received <= QUIET_BYTES;
+    const quiet =
+      ping.quiet && this.#path.inFlightBytes <= QUIET_BYTES && this.#path.receivedBytes - ping.received <= QUIET_BYTES;
     if (this.#quietRoundTripMs === undefined || quiet || sampleMs < this.#quietRoundTripMs) {
       this.#quietRoundTripMs = sampleMs;
     }
@@ -151,12 +175,14 @@ export class LinkPace {
       this.#beginEpoch(now);
     }
     this.#busyBytes = Math.max(MIN_BYTES / 2, this.#rate * (0.75 * quietRoundTripMs + TURN_MS / 2));
-    this.#limitBytes = Math.max(MIN_BYTES, Math.round(this.#rate * (LIMIT_ROUND_TRIPS * quietRoundTripMs + TURN_MS)));
+    const rate = Math.max(this.#rate, Math.min(this.#path.contendedRate, 2 * this.#rate));
+    this.#limitBytes = Math.max(MIN_BYTES, Math.round(rate * (LIMIT_ROUND_TRIPS * quietRoundTripMs + TURN_MS)));
   }
 
   #beginEpoch(now: number): void {
     this.#epochAt = now;
     this.#epochDelivered = this.#deliveredBytes;
+    this.#wasLimited = this.#limited;
     this.#limited = false;
   }
 

@@ -8,6 +8,7 @@
  * FQ-CoDel, RFC 8290 §4.2): bulk streams cannot delay it and it cannot starve them.
  */
 import { LinkPace } from "./link-pace.ts";
+import type { SharedPath } from "./shared-path.ts";
 import { Queue } from "./queue.ts";
 import { TurnList } from "./turn-list.ts";
 
@@ -26,7 +27,7 @@ export class LinkState {
   /** Smoothed round trip in milliseconds (RFC 6298 §2: 7/8 old, 1/8 new); undefined before the first PONG. */
   roundTripMs: number | undefined;
   /** How much may be under way, and the PINGs that measure it. */
-  readonly pace = new LinkPace();
+  readonly pace: LinkPace;
   /** The first PING goes out at once: windows do not grow before the round trip is known. */
   owesPing = true;
   /** What had been received when the last PING came. */
@@ -47,7 +48,8 @@ export class LinkState {
   /** Streams that this link carries; the measure of load when a stream chooses its link. */
   streams = 0;
 
-  constructor(options: { id: number; index: number; now: number; heartbeatIntervalMs: number }) {
+  constructor(options: { id: number; index: number; now: number; heartbeatIntervalMs: number; path: SharedPath }) {
+    this.pace = new LinkPace(options.path);
     this.id = options.id;
     this.index = options.index;
     this.lastReceivedAt = options.now;

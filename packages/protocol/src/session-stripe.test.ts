@@ -44,7 +44,7 @@ function transfer(pair: Pair, id: number): void {
 
 describe("a striped stream", () => {
   it("uses every link when its own is busy", () => {
-    const { pair, id, dataBytes } = start({ links: 4, linkBytes: 200_000 });
+    const { pair, id, dataBytes } = start({ links: 4, linkBytes: 100_000 });
     pair.settle();
     transfer(pair, id);
     pair.settle();

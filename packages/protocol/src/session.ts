@@ -20,6 +20,7 @@ import { MemoryBudget, MIN_DIRECTION_BYTES } from "./memory-budget.ts";
 import { checkMessage, type Open } from "./messages.ts";
 import { CreditExceeded, ReceiveBuffer } from "./receive-buffer.ts";
 import { ReceiveWindow } from "./receive-window.ts";
+import { SharedPath } from "./shared-path.ts";
 import { Stream } from "./stream.ts";
 
 export type SessionRole = "edge" | "agent";
@@ -139,6 +140,7 @@ export class Session {
   readonly #streams = new Map<number, Stream>();
   /** Bounded by the caller: at most 16, as HELLO says, and as many that are about to replace them. */
   readonly #links = new Map<number, LinkState>();
+  readonly #path = new SharedPath();
   readonly #events: SessionEvent[] = [];
   #eventHead = 0;
   readonly #useless: Budget;
@@ -427,6 +429,7 @@ export class Session {
       index: this.#freeIndex(),
       now,
       heartbeatIntervalMs: this.#heartbeatIntervalMs,
+      path: this.#path,
     });
     this.#links.set(id, link);
     if (this.#detachedAt !== undefined) this.counters.resumptions += 1;
@@ -442,6 +445,7 @@ export class Session {
     const link = this.#links.get(id);
     if (link === undefined) return;
     this.#links.delete(id);
+    this.#path.remove(link.pace);
     this.counters.linksLost += 1;
     // The peer has lost the link as well and asks for as many streams.
     this.#useless.give(this.#streams.size);
@@ -1010,7 +1014,7 @@ export class Session {
     const frame = encodeFrame({ type: "ping", token: this.#nextPingToken });
     if (!writer.fits(frame.length)) return false;
     link.owesPing = false;
-    link.pace.pinged(this.#nextPingToken, now);
+    link.pace.pinged(this.#nextPingToken, now, this.#links.size);
     this.#nextPingToken += 1;
     writer.put(frame);
     return true;

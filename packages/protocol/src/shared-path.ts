@@ -1,0 +1,45 @@
+/**
+ * What the links of one session have in common: mostly the whole path. What one of them has under way delays the others, and
+ * what one delivers it takes from the others.
+ *
+ * Links are added and removed by the session, which has 32 at the most.
+ */
+export interface PathUser {
+  /** Bytes that were written and of which it is not known that the peer has read them. */
+  readonly inFlightBytes: number;
+  /** What it delivers, in bytes per millisecond, if something has had to wait lately; undefined otherwise. */
+  readonly contendedRate: number | undefined;
+}
+
+export class SharedPath {
+  readonly #users = new Set<PathUser>();
+  /** Bytes of all messages that came on any link; only grows. */
+  receivedBytes = 0;
+
+  add(user: PathUser): void {
+    this.#users.add(user);
+  }
+
+  remove(user: PathUser): void {
+    this.#users.delete(user);
+  }
+
+  /** Of all links together. */
+  get inFlightBytes(): number {
+    let bytes = 0;
+    for (const user of this.#users) bytes += user.inFlightBytes;
+    return bytes;
+  }
+
+  /** The mean of what links deliver on which something has to wait, in bytes per millisecond; 0 without any. */
+  get contendedRate(): number {
+    let sum = 0;
+    let count = 0;
+    for (const { contendedRate } of this.#users) {
+      if (contendedRate === undefined) continue;
+      sum += contendedRate;
+      count += 1;
+    }
+    return count === 0 ? 0 : sum / count;
+  }
+}
