@@ -176,6 +176,29 @@ describe("the pace of a link", () => {
     expect(first + second).toBeGreaterThan(0.95 * 200_000 * 2_000);
   });
 
+  it("lets more be under way for a stream that has the path to itself, until another one speaks", () => {
+    const path = new SharedPath();
+    const pace = new LinkPace(path);
+    let now = 0;
+    let token = 0;
+    const deliver = (): number => {
+      for (const until = now + 1_000; now < until; now += 1) {
+        pace.sent(100_000);
+        path.sends(1, now);
+        token += 1;
+        pace.pinged(token, now);
+        pace.ponged(token, now + 0.1);
+      }
+      return pace.limitBytes;
+    };
+    const alone = deliver();
+    path.sends(2, now);
+    pace.pinged(0, now);
+    pace.ponged(0, now + 0.1);
+    expect(alone / pace.limitBytes).toBeCloseTo(5.4 / 2.4, 1);
+    expect(deliver()).toBeCloseTo(alone, -4);
+  });
+
   it("holds nothing back before the first PONG", () => {
     const pace = new LinkPace();
     pace.pinged(1, 0);

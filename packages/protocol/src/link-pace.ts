@@ -27,6 +27,8 @@ const FRESH_BYTES = 32_768;
 const LIMIT_ROUND_TRIPS = 4;
 /** How long the peer's process may take for what it reads at a time, besides the round trip. */
 const TURN_MS = 2;
+/** The same while one stream has the path to itself: it is the only one who waits, and a link that runs dry costs it more. */
+const ALONE_TURN_MS = 5;
 /** The rate is measured over no less than this: shorter, it would be that of single turns of the event loop. */
 const MIN_EPOCH_MS = 20;
 /** The most PINGs that wait for their PONG; a further one takes the place of the oldest. */
@@ -175,8 +177,9 @@ export class LinkPace implements PathUser {
       this.#beginEpoch(now);
     }
     this.#busyBytes = Math.max(MIN_BYTES / 2, this.#rate * (0.75 * quietRoundTripMs + TURN_MS / 2));
+    const turnMs = this.#path.isAlone(now) ? ALONE_TURN_MS : TURN_MS;
     const rate = Math.max(this.#rate, Math.min(this.#path.contendedRate, 2 * this.#rate));
-    this.#limitBytes = Math.max(MIN_BYTES, Math.round(rate * (LIMIT_ROUND_TRIPS * quietRoundTripMs + TURN_MS)));
+    this.#limitBytes = Math.max(MIN_BYTES, Math.round(rate * (LIMIT_ROUND_TRIPS * quietRoundTripMs + turnMs)));
   }
 
   #beginEpoch(now: number): void {

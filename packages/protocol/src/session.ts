@@ -1028,6 +1028,7 @@ export class Session {
   }
 
   #putData(stream: Stream, length: number, writer: FrameWriter): void {
+    this.#path.sends(stream.id, this.#now);
     const at = writer.begin(DATA_HEADER_BYTES + length);
     writeDataHeader(writer.bytes, at, { stream: stream.id, offset: stream.cursor });
     stream.send.read(stream.cursor, length, writer.bytes, at + DATA_HEADER_BYTES);

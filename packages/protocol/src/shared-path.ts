@@ -11,10 +11,15 @@ export interface PathUser {
   readonly contendedRate: number | undefined;
 }
 
+/** Longer than streams take to have their turns, and than those pause who talk back and forth. */
+const ALONE_MS = 200;
+
 export class SharedPath {
   readonly #users = new Set<PathUser>();
   /** Bytes of all messages that came on any link; only grows. */
   receivedBytes = 0;
+  #sender = 0;
+  #changedAt = Number.NEGATIVE_INFINITY;
 
   add(user: PathUser): void {
     this.#users.add(user);
@@ -22,6 +27,18 @@ export class SharedPath {
 
   remove(user: PathUser): void {
     this.#users.delete(user);
+  }
+
+  /** A stream sends DATA. */
+  sends(stream: number, now: number): void {
+    if (stream === this.#sender) return;
+    this.#sender = stream;
+    this.#changedAt = now;
+  }
+
+  /** Whether only one stream has sent DATA for a while: nobody is kept waiting by what it has under way. */
+  isAlone(now: number): boolean {
+    return now - this.#changedAt > ALONE_MS;
   }
 
   /** Of all links together. */
