@@ -2,8 +2,8 @@
  * Streams whose readers stop, and small streams beside bulk ones. Load and targets are processes of their own, so that
  * what is measured is the product's work and not the test's.
  *
- * What is compared is measured in rounds, one beside the other, and their number is fixed: what counts is the sum of them
- * all. Time in which a program was ready to run and the machine did something else is not counted.
+ * What is compared is measured in rounds, one beside the other: what counts is the sum of them all, and where that does not
+ * tell there are more of them. Time in which a program was ready to run and the machine did something else is not counted.
  *
  * An echo beside bulk streams is compared with an idle one at its best of several rounds: five processes share the
  * machine's cores, and what they take from each other is not the product's.
