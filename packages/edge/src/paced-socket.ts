@@ -5,7 +5,7 @@
  */
 import type { Socket } from "node:net";
 import { Duplex } from "node:stream";
-import { onConfirmedEnd } from "@sallyport/tunnel";
+import { onConfirmedEnd, readInSmallPieces } from "@sallyport/tunnel";
 import type { TokenBucket } from "./token-bucket.ts";
 
 /** Taken at once at most, so that connections that share a bucket take turns. */
@@ -43,6 +43,8 @@ class PacedSocket extends Duplex {
       this.#socketEnded = true;
       this.#passIn();
     });
+    // A stream that has little memory takes no more than such a piece.
+    readInSmallPieces(socket);
     socket.on("data", (bytes: Buffer) => {
       socket.pause();
       this.#arrived = bytes;
