@@ -34,9 +34,9 @@ class SaturatedLink {
         this.pace.sent(16 * KIBIBYTE);
         this.#freeAt = Math.max(this.#freeAt, this.now) + (16 * KIBIBYTE) / this.rate;
         this.mostInFlight = Math.max(this.mostInFlight, this.pace.inFlightBytes);
-        if (this.pace.pingDue(this.now, 1)) this.#ping();
+        if (this.pace.pingDue(this.now)) this.#ping();
       }
-      if (this.pace.pingDue(this.now, 1)) this.#ping();
+      if (this.pace.pingDue(this.now)) this.#ping();
       this.now += 0.25;
       while (this.#pongs[0] !== undefined && this.#pongs[0].at <= this.now) {
         const { token, sent } = this.#pongs.shift()!;
@@ -124,9 +124,9 @@ class Bottleneck {
   }
 
   #pingIfDue(link: ModelLink): void {
-    if (!link.pace.pingDue(this.#now, this.#links.length)) return;
+    if (!link.pace.pingDue(this.#now)) return;
     link.token += 1;
-    link.pace.pinged(link.token, this.#now, this.#links.length);
+    link.pace.pinged(link.token, this.#now);
     link.pongs.push({ token: link.token, behind: link.sent, at: undefined });
   }
 }
@@ -207,7 +207,8 @@ describe("the pace of a link", () => {
   });
 
   it("lets a stream through that had nothing to send when others have to wait", () => {
-    const pace = new LinkPace();
+    const path = new SharedPath();
+    const [pace] = Array.from({ length: 16 }, () => new LinkPace(path)) as [LinkPace];
     pace.pinged(1, 0);
     pace.ponged(1, 1);
     pace.sent(128 * KIBIBYTE);
@@ -215,7 +216,7 @@ describe("the pace of a link", () => {
     pace.sent(32 * KIBIBYTE);
     expect(pace.admits("fresh")).toBe(false);
     // What waits is heard of: without a PING under way one is due.
-    expect(pace.pingDue(1, 16)).toBe(true);
+    expect(pace.pingDue(1)).toBe(true);
   });
 
   it("takes the round trip of a quiet link, also when it has become longer, and of a busy one only what is less", () => {

@@ -17,7 +17,6 @@
  *
  * Nothing is held back before the first PONG: a peer that answers none is not paced, and lost after a while.
  */
-
 import { type PathUser, SharedPath } from "./shared-path.ts";
 
 /** The least that may be under way: two writes of the link. */
@@ -121,20 +120,20 @@ export class LinkPace implements PathUser {
     this.#path.receivedBytes += bytes;
   }
 
-  /** Whether a PING is due behind what was sent. The `links` of the session share what it spends on them. */
-  pingDue(now: number, links: number): boolean {
+  /** Whether a PING is due behind what was sent. */
+  pingDue(now: number): boolean {
     const unconfirmed = this.#sentBytes - this.#pingedBytes;
     // Without one under way, what waits would wait for ever.
     if (this.#count === 0 && unconfirmed >= this.#limitBytes) return true;
     return (
       this.#count < MAX_PINGS &&
       unconfirmed >= Math.max(MIN_PING_BYTES, this.#limitBytes / MAX_PINGS) &&
-      this.#nextPingAt - now <= PING_BURST * PING_SPACING_MS * links
+      this.#nextPingAt - now <= PING_BURST * this.#pingSpacingMs
     );
   }
 
   /** A PING was written behind all that was sent. */
-  pinged(token: number, now: number, links = 1): void {
+  pinged(token: number, now: number): void {
     if (this.#count === MAX_PINGS) this.#drop();
     if (this.#count === 0 && now - this.#epochAt > 2 * MIN_EPOCH_MS) this.#beginEpoch(now);
     const ping = this.#pings[(this.#first + this.#count) % MAX_PINGS];
@@ -146,7 +145,7 @@ export class LinkPace implements PathUser {
     ping.received = this.#path.receivedBytes;
     ping.quiet = this.#path.inFlightBytes <= QUIET_BYTES;
     this.#pingedBytes = this.#sentBytes;
-    this.#nextPingAt = Math.max(now, this.#nextPingAt) + PING_SPACING_MS * links;
+    this.#nextPingAt = Math.max(now, this.#nextPingAt) + this.#pingSpacingMs;
   }
 
   /**
@@ -180,6 +179,11 @@ export class LinkPace implements PathUser {
     const turnMs = this.#path.isAlone(now) ? ALONE_TURN_MS : TURN_MS;
     const rate = Math.max(this.#rate, Math.min(this.#path.contendedRate, 2 * this.#rate));
     this.#limitBytes = Math.max(MIN_BYTES, Math.round(rate * (LIMIT_ROUND_TRIPS * quietRoundTripMs + turnMs)));
+  }
+
+  /** The links of a session share what it spends on PINGs. */
+  get #pingSpacingMs(): number {
+    return PING_SPACING_MS * this.#path.links;
   }
 
   #beginEpoch(now: number): void {

@@ -496,7 +496,7 @@ export class Session {
     if (!this.#writeControl(link, writer, now)) return;
     this.#writeData(link, writer);
     if (this.#stripe) this.#writeStripes(link, writer);
-    if (link.pace.pingDue(now, this.#links.size)) link.owesPing = true;
+    if (link.pace.pingDue(now)) link.owesPing = true;
     if (link.owesPing) this.#writePing(link, writer, now);
   }
 
@@ -1014,7 +1014,7 @@ export class Session {
     const frame = encodeFrame({ type: "ping", token: this.#nextPingToken });
     if (!writer.fits(frame.length)) return false;
     link.owesPing = false;
-    link.pace.pinged(this.#nextPingToken, now, this.#links.size);
+    link.pace.pinged(this.#nextPingToken, now);
     this.#nextPingToken += 1;
     writer.put(frame);
     return true;

@@ -2,7 +2,7 @@
  * What the links of one session have in common: mostly the whole path. What one of them has under way delays the others, and
  * what one delivers it takes from the others.
  *
- * Links are added and removed by the session, which has 32 at the most.
+ * The pace of a link adds itself, and the session removes it with its link; there are 32 at the most.
  */
 export interface PathUser {
   /** Bytes that were written and of which it is not known that the peer has read them. */
@@ -27,6 +27,10 @@ export class SharedPath {
 
   remove(user: PathUser): void {
     this.#users.delete(user);
+  }
+
+  get links(): number {
+    return this.#users.size;
   }
 
   /** A stream sends DATA. */
