@@ -99,6 +99,8 @@ const setup = fc.record({
   ),
 });
 
+type Setup = typeof setup extends fc.Arbitrary<infer T> ? T : never;
+
 function chosen(application: ModelApplication, pick: number): number | undefined {
   const ids = [...application.streams.keys()];
   return ids.length === 0 ? undefined : ids[pick % ids.length];
@@ -269,20 +271,30 @@ function newPair(options: {
   return { pair, memory };
 }
 
+/** Plays the steps of a schedule; the memory is bounded after each of them. */
+function playAll(
+  schedule: Setup,
+  options: { resumable: boolean; resumeTimeoutMs: number },
+): ReturnType<typeof newPair> {
+  const { autoAccept, autoConsume, steps } = schedule;
+  const { pair, memory } = newPair({ ...schedule, resumeTimeoutMs: options.resumeTimeoutMs });
+  pair.agent.autoAccept = autoAccept;
+  pair.edge.autoConsume = autoConsume;
+  pair.agent.autoConsume = autoConsume;
+  for (const step of steps) {
+    play(pair, step, options.resumable);
+    expectBoundedMemory(pair, memory);
+  }
+  return { pair, memory };
+}
+
 describe("random schedules", () => {
   it(`keep every byte and leave nothing behind when links come back (${runs} schedules)`, {
     timeout: 3_600_000,
   }, () => {
     fc.assert(
-      fc.property(setup, ({ links, latencyMs, stripe, memoryBytes, autoAccept, autoConsume, steps }) => {
-        const { pair, memory } = newPair({ links, latencyMs, stripe, memoryBytes, resumeTimeoutMs: 1e9 });
-        pair.agent.autoAccept = autoAccept;
-        pair.edge.autoConsume = autoConsume;
-        pair.agent.autoConsume = autoConsume;
-        for (const step of steps) {
-          play(pair, step, true);
-          expectBoundedMemory(pair, memory);
-        }
+      fc.property(setup, (schedule) => {
+        const { pair, memory } = playAll(schedule, { resumable: true, resumeTimeoutMs: 1e9 });
         finishEverything(pair, memory);
 
         coverage.schedules += 1;
@@ -334,31 +346,20 @@ describe("random schedules", () => {
     timeout: 3_600_000,
   }, () => {
     fc.assert(
-      fc.property(
-        setup,
-        fc.boolean(),
-        ({ links, latencyMs, stripe, memoryBytes, autoAccept, autoConsume, steps }, drain) => {
-          const { pair, memory } = newPair({ links, latencyMs, stripe, memoryBytes, resumeTimeoutMs: 60_000 });
-          pair.agent.autoAccept = autoAccept;
-          pair.edge.autoConsume = autoConsume;
-          pair.agent.autoConsume = autoConsume;
-          for (const step of steps) {
-            play(pair, step, false);
-            expectBoundedMemory(pair, memory);
-          }
-          if (drain && !pair.agent.session.ended) pair.agent.session.goAway(CloseCode.drain, "maintenance");
-          for (const link of pair.liveLinks) pair.loseLink(link, { agentNoticesMs: undefined });
-          pair.run(300_000);
+      fc.property(setup, fc.boolean(), (schedule, drain) => {
+        const { pair } = playAll(schedule, { resumable: false, resumeTimeoutMs: 60_000 });
+        if (drain && !pair.agent.session.ended) pair.agent.session.goAway(CloseCode.drain, "maintenance");
+        for (const link of pair.liveLinks) pair.loseLink(link, { agentNoticesMs: undefined });
+        pair.run(300_000);
 
-          for (const { session, streams, events } of [pair.edge, pair.agent]) {
-            expect(session.ended).toBe(true);
-            expect([session.streamCount, session.linkCount, session.heldBytes]).toEqual([0, 0, 0]);
-            expect(session.nextTimeout()).toBeUndefined();
-            expect(events.filter((event) => event.type === "ended")).toHaveLength(1);
-            for (const stream of streams.values()) expect(stream.outcome).toBeDefined();
-          }
-        },
-      ),
+        for (const { session, streams, events } of [pair.edge, pair.agent]) {
+          expect(session.ended).toBe(true);
+          expect([session.streamCount, session.linkCount, session.heldBytes]).toEqual([0, 0, 0]);
+          expect(session.nextTimeout()).toBeUndefined();
+          expect(events.filter((event) => event.type === "ended")).toHaveLength(1);
+          for (const stream of streams.values()) expect(stream.outcome).toBeDefined();
+        }
+      }),
       { numRuns: runs / 4 },
     );
   });
