@@ -28,7 +28,7 @@ export class LinkState {
   roundTripMs: number | undefined;
   /** How much may be under way, and the PINGs that measure it. */
   readonly pace: LinkPace;
-  /** The first PING goes out at once: windows do not grow before the round trip is known. */
+  /** The first PING goes out at once: nothing is paced before the round trip is known. */
   owesPing = true;
   /** What had been received when the last PING came. */
   #receivedBeforePing = 0;

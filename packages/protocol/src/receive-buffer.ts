@@ -48,8 +48,8 @@ export class ReceiveBuffer {
   #window: number;
   #finalOffset: number | undefined;
   /**
-   * Limits that were told after the first, ascending, and that no DATA has reached. Every other one is at least a quarter of a window or
-   * 64 KiB beyond the one before it, so there are few hundred at the most.
+   * Limits that were told after the first, ascending, and that no DATA has reached. Any two that have one between them are
+   * at least a quarter of a window or 64 KiB apart, so there are few hundred at the most.
    */
   #told: number[] = [];
   /** The last of them at which DATA ended; -1: none. */
@@ -131,8 +131,8 @@ export class ReceiveBuffer {
   }
 
   /**
-   * Whether, since this was asked last, everything had been consumed while the sender had no credit for more: DATA ended where a
-   * limit was told, and nothing behind it came meanwhile. Limits that were told before are not asked about again.
+   * Whether, since this was asked last, everything had been consumed while the sender had no credit for more: DATA ended
+   * where a limit was told, and nothing behind it came meanwhile. Limits that were told before are not asked about again.
    */
   takeRanOut(): boolean {
     if (!this.#ranOut) return false;

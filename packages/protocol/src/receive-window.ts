@@ -1,9 +1,9 @@
 /**
  * How much credit one direction of a stream is worth, by what it has used so far. A window doubles when all was consumed
- * while the sender had no credit for more: then it is the way that is longer than the window, and not the destination that is
- * slower. So it ends where the path, the pace of the links or the sender is the limit, whatever time
- * the way takes by itself, by repeating what it lost, or by the queues on it. One that is not used any more halves, back to the
- * size at which it began.
+ * while the sender had no credit for more: then it is the way that is longer than the window, and not the destination that
+ * is slower. So it ends where the path, the pace of the links or the sender is the limit, whatever time the way takes by
+ * itself, by repeating what it lost, or by the queues on it. One that is not used any more halves, back to the size at
+ * which it began.
  *
  * The size is a wish: what is really promised is also bounded by the memory that the process has left.
  */

@@ -68,8 +68,8 @@ export function readSocket(socket: Socket, onBytes: (bytes: Buffer) => void, siz
 }
 
 /**
- * Reads a socket that nobody has read yet in the ordinary way of streams, in small pieces: what comes is kept by the socket, until
- * it is taken or `readSocket` is called.
+ * Reads a socket that nobody has read yet in the ordinary way of streams, in small pieces: what comes is kept by the socket,
+ * until it is taken or `readSocket` is called.
  */
 export function readInSmallPieces(socket: Socket): void {
   const internals = socket as unknown as Internals;
