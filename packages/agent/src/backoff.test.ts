@@ -39,6 +39,22 @@ describe("backoff", () => {
     expect(backoff.next()).toBe(0);
   });
 
+  it("hurries for a session that waits, once for a link that was up, and once a second", () => {
+    let now = 0;
+    const backoff = new Backoff({ random: () => 1, now: () => now });
+    backoff.ended(1);
+    expect([1, 2, 3].map(() => backoff.next({ sessionWaits: true }))).toEqual([20, 200, 400]);
+    now = 999;
+    backoff.ended(1);
+    expect(backoff.next({ sessionWaits: true })).toBe(500);
+    now = 1_000;
+    expect(backoff.next()).toBe(1_600);
+    backoff.ended(0);
+    expect(backoff.next({ sessionWaits: true })).toBe(500);
+    backoff.ended(1);
+    expect(backoff.next({ floorMs: 30_000, sessionWaits: true })).toBe(30_020);
+  });
+
   it("waits little again when what it waited for is given up", () => {
     const backoff = new Backoff({ random: () => 1 });
     for (let count = 0; count < 10; count += 1) backoff.next({ sessionWaits: true });
