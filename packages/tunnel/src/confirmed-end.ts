@@ -6,6 +6,7 @@
  * once more fetches it. After a true end that read returns another end, which the socket ignores.
  */
 import type { Socket } from "node:net";
+import { leaveHandle } from "./socket-reading.ts";
 
 /** The parts of Node's socket that no public interface reaches. */
 interface SocketInternals {
@@ -22,6 +23,8 @@ export function onConfirmedEnd(socket: Socket, listener: () => void): void {
   // A socket whose outgoing half has ended already would destroy itself at 'end', before the kernel could be asked.
   internals._readableState.autoDestroy = false;
   const onEnd = () => {
+    // The socket may be paused now: its end can have waited behind the bytes at which it was.
+    leaveHandle(socket);
     internals._handle?.readStart();
     // Two turns of the event loop hold one poll of the socket for certain.
     setImmediate(() =>

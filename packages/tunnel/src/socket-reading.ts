@@ -89,6 +89,14 @@ export function stopReading(socket: Socket): void {
   handle.readStop?.();
 }
 
+/**
+ * For a socket whose incoming half has ended: to pause, resume or read it does no more to its handle. A read that somebody
+ * else has started there goes on, where a second start would be an error that destroys the socket.
+ */
+export function leaveHandle(socket: Socket): void {
+  if (keys !== undefined) (socket as unknown as Internals)[keys.buffer] = null;
+}
+
 /** The properties that the `onread` option of this Node sets; undefined when they are not those that are known. */
 function findKeys(): OnReadKeys | undefined {
   const buffer = Buffer.alloc(1);
