@@ -15,6 +15,9 @@ export interface WrkResult {
   readonly p99Ms: number;
 }
 
+/** The same load before it counts: a runtime that compiles while it runs takes some thousands of connections for that. */
+export const WARM_UP_SECONDS = 6;
+
 const MS_PER_UNIT: Readonly<Record<string, number>> = { us: 0.001, ms: 1, s: 1000, m: 60_000 };
 
 /** A new connection for each request, as many at once as said. `undefined`: not one was answered in time. */

@@ -4,10 +4,7 @@ import { findOnPath } from "../../support/program-path.ts";
 import type { Measurement, Value } from "../measurement.ts";
 import { treeCpuMs } from "../process-tree.ts";
 import { DATABASE_USER } from "../targets.ts";
-import { runWrk } from "../wrk.ts";
-
-/** The same load before it counts: a runtime that compiles while it runs takes some thousands of connections for that. */
-const WARM_UP_SECONDS = 6;
+import { runWrk, WARM_UP_SECONDS } from "../wrk.ts";
 
 /** Short connections by HTTP, and those of a database without a pool. */
 export const connections: Measurement = {

@@ -6,7 +6,7 @@ import type { Measurement, Value } from "../measurement.ts";
 import type { Peer } from "../peer.ts";
 import type { EndName, PeerRun } from "../peer-run.ts";
 import { treeCpuMs, treeUsage } from "../process-tree.ts";
-import { runWrk } from "../wrk.ts";
+import { runWrk, WARM_UP_SECONDS } from "../wrk.ts";
 
 const program = fileURLToPath(new URL("../programs/idle-partners.mjs", import.meta.url));
 const COUNTS = [0, 1_000, 10_000] as const;
@@ -30,8 +30,8 @@ export const standing: Measurement = {
     "Start-up is from the launch of the first end until a byte has come back from the target; median of three, keys and " +
     "configurations made before. Memory is the resident set of each end with so many idle partner connections, all proven end " +
     "to end; of an end with several processes, their private pages and what they share once. Idle CPU is that of both ends " +
-    "with 10,000 connections, for three seconds. CPU a connection is as under Short connections, beside 100 and beside " +
-    "9,900 connections that stand.",
+    "with 10,000 connections, for three seconds. CPU a connection is as under Short connections, each after as long a warm-up, " +
+    "beside 100 and beside 9,900 connections that stand.",
   columns: [
     { id: "startup", title: "start-up", unit: "ms", better: "less" },
     ...COUNTS.flatMap((count) =>
@@ -48,7 +48,7 @@ export const standing: Measurement = {
   ],
   programs: ["wrk", "nginx"],
   maxRounds: 1,
-  estimateSeconds: () => 18,
+  estimateSeconds: () => 16 + 2 * WARM_UP_SECONDS,
   // Relays of others have two files a connection in one process, and most machines allow no 20,000.
   suits: ({ kind, id, isOurs }) => kind === "tunnel" || isOurs === true || id === "node-tls",
   measure,
@@ -77,9 +77,9 @@ async function measure(bench: Bench, peer: Peer): Promise<Record<string, Value>>
         for (const end of ["edge", "agent"] as const) values[`memory-${end}-${count}`] = problem ?? memory(run, end);
       }
       values["idle-cpu"] = problem ?? (await idleCpu(run, bench.isSmoke ? 100 : IDLE_MS));
-      values["open-cpu-9900"] = problem ?? (await hold(CROWD), await cpuAConnection(run, bench.seconds));
+      values["open-cpu-9900"] = problem ?? (await hold(CROWD), await cpuAConnection(bench, run));
       await hold(100);
-      values["open-cpu-100"] = await cpuAConnection(run, bench.seconds);
+      values["open-cpu-100"] = await cpuAConnection(bench, run);
     } finally {
       await partners.close();
     }
@@ -106,10 +106,10 @@ async function untilIdle(run: PeerRun): Promise<void> {
   while ((await idleCpu(run, WORK_OFF_SAMPLE_MS)) > WORK_OFF_PERCENT && performance.now() < endsAt);
 }
 
-async function cpuAConnection(run: PeerRun, seconds: number): Promise<Value> {
+async function cpuAConnection({ isSmoke, seconds }: Bench, run: PeerRun): Promise<Value> {
   const port = run.port("web");
   await untilIdle(run);
-  await runWrk({ port, connections: 16, seconds: 1 });
+  await runWrk({ port, connections: 16, seconds: isSmoke ? 1 : WARM_UP_SECONDS });
   const before = treeCpuMs(run.pids());
   const answered = await runWrk({ port, connections: 16, seconds });
   return answered === undefined ? `no answer in ${seconds} s` : (treeCpuMs(run.pids()) - before) / answered.requests;
