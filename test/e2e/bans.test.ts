@@ -183,6 +183,45 @@ test("a detector bans who only knocks, for as long as it says, and no trusted so
   expect(metric(await pair.edgeMetrics(), "edge_bans_total", 'origin="auto:emptyConnections"')).toBe(1);
 });
 
+test.each(["tunnelled", "direct"])("detectors ban who sends nothing, and who sends too little, on %s", async (name) => {
+  const config = JSON.parse(await readFile(pair.edge.configPath, "utf8")) as { listeners: Record<string, unknown>[] };
+  const listeners = config.listeners.map((listener) => ({ ...listener, limits: { firstByteTimeout: "300ms" } }));
+  const detectors = {
+    noFirstByte: { threshold: 2, window: "1m", ttl: "1h" },
+    slowBytes: { threshold: 2, window: "1m", ttl: "1h", after: "1s", minBytes: "16B" },
+  };
+  await writeFile(pair.edge.configPath, JSON.stringify({ ...config, listeners, detectors }));
+  await command("reload");
+  const bansByDetector = async () => {
+    const { bans } = (await json("ban", "list", "--origin", "auto")) as { bans: { cidr: string; origin: string }[] };
+    return bans.map(({ cidr, origin }) => `${cidr} ${origin}`).sort();
+  };
+  // One who sends enough is nobody's business, nor is one who comes once.
+  const honest = [come(name, "127.0.0.22"), come(name, "127.0.0.22")];
+  for (const socket of honest) socket.write("sixteen bytes and more");
+  const slow = [come(name, "127.0.0.21"), come(name, "127.0.0.21"), come(name, "127.0.0.23")];
+  for (const socket of slow) socket.write("slow");
+  for (const from of ["127.0.0.20", "127.0.0.20", "127.0.0.24"]) {
+    expect(await socketEnding(come(name, from))).toMatchObject({ code: "ECONNRESET" });
+  }
+  await pollUntil(async () => ((await bansByDetector()).length === 2 ? true : undefined), {
+    what: "bans by two detectors",
+  });
+  expect(await bansByDetector()).toEqual(["127.0.0.20/32 auto:noFirstByte", "127.0.0.21/32 auto:slowBytes"]);
+  for (const [from, answer] of [
+    ["127.0.0.20", "ECONNRESET"],
+    ["127.0.0.21", "ECONNRESET"],
+    ["127.0.0.22", "hello"],
+    ["127.0.0.23", "hello"],
+    ["127.0.0.24", "hello"],
+  ] as const) {
+    expect([from, await ask(name, from)]).toEqual([from, answer]);
+  }
+  for (const socket of [...honest, ...slow]) socket.destroy();
+  await writeFile(pair.edge.configPath, JSON.stringify(config));
+  await command("reload");
+});
+
 test("a reload that forbids an address cuts its connections where that is configured; hits of rules that stay are kept", async () => {
   const config = JSON.parse(await readFile(pair.edge.configPath, "utf8")) as Record<string, unknown>;
   const reloadWith = async (change: object) => {
