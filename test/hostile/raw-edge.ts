@@ -83,7 +83,7 @@ export class RawLink {
     this.#waiters.add(look);
     look();
     try {
-      return await withDeadline(found, { what, timeoutMs: 8_000 });
+      return await withDeadline(found, { what, timeoutMs: 20_000 });
     } finally {
       this.#waiters.delete(look);
     }

@@ -160,6 +160,11 @@ describeWithPrograms("the PROXY protocol of HAProxy and nginx", ["haproxy", "ngi
     await directory?.remove();
   });
 
+  const recordOf = (clientPort: number) =>
+    pollUntil(() => pair.records().edge.find(({ partner }) => partner === `${CLIENT}:${clientPort}`), {
+      what: "the edge's record",
+    });
+
   it.each(SENDERS.flatMap((sender) => ROUTES.map((route) => [sender, route.name, route] as const)))(
     "%s in front and %s: the receiver hears of the first client",
     async (sender, _, route) => {
@@ -172,10 +177,7 @@ describeWithPrograms("the PROXY protocol of HAProxy and nginx", ["haproxy", "ngi
         clientPort,
         pair.listenerPort(route.name),
       ]);
-      const record = await pollUntil(
-        () => pair.records().edge.find(({ partner }) => partner === `${CLIENT}:${clientPort}`),
-        { what: "the edge's record" },
-      );
+      const record = await recordOf(clientPort);
       expect(record).toMatchObject({
         deployment: route.name,
         proxyProtocol: route.version,
@@ -192,13 +194,14 @@ describeWithPrograms("the PROXY protocol of HAProxy and nginx", ["haproxy", "ngi
 
   it("nginx behind an agent behind an edge behind HAProxy logs the first client's address", async () => {
     const front = fronts.find(({ name }) => name === "haproxy-v2-tunnelled-v2-nginx")!;
-    await request(front.port, "/chain");
+    const { clientPort } = await request(front.port, "/chain");
     const log = join(directory.path, "nginx/access.log");
     const line = await pollUntil(
       async () => (await readFile(log, "utf8")).split("\n").find((text) => text.endsWith(" /chain")),
       { what: "the line of nginx" },
     );
     expect(line).toBe(`${CLIENT} /chain`);
+    await recordOf(clientPort);
   });
 
   it("HAProxy's health checks are counted, open nothing and leave no record", async () => {
