@@ -77,4 +77,15 @@ describe("a paced socket", () => {
     expect(told.code).toBe("ECONNRESET");
     other.close();
   });
+
+  test("a reset that comes before the target is connected closes it, and nothing more", async () => {
+    const { partner, accepted, close } = await pair();
+    const paced = pacedSocket(accepted, { in: [bucket()], out: [] });
+    const closed = new Promise((resolve) => paced.once("close", resolve));
+    paced.resume();
+    partner.write("x", () => partner.resetAndDestroy());
+    await closed;
+    expect(accepted.destroyed).toBe(true);
+    close();
+  });
 });

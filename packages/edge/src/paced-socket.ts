@@ -39,6 +39,8 @@ class PacedSocket extends Duplex {
     super({ allowHalfOpen: true, readableHighWaterMark: PIECE_BYTES, writableHighWaterMark: PIECE_BYTES });
     this.#socket = socket;
     this.#pace = pace;
+    // Whoever joins it to a target adds its own; until then the partner's reset must not end the process.
+    this.on("error", ignore);
     onConfirmedEnd(socket, () => {
       this.#socketEnded = true;
       this.#passIn();
@@ -120,6 +122,8 @@ class PacedSocket extends Duplex {
     });
   }
 }
+
+function ignore(): void {}
 
 /** Takes as much as every bucket gives. */
 function takeAll(buckets: readonly TokenBucket[], wanted: number): number {
