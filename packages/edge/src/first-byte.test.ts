@@ -3,6 +3,7 @@ import { connect, createServer, type Server, type Socket } from "node:net";
 import { buffer } from "node:stream/consumers";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { awaitFirstByte, type FirstByteOutcome } from "./first-byte.ts";
+import { peek } from "./peek.ts";
 
 let server: Server;
 let partner: Socket;
@@ -49,6 +50,19 @@ describe("waiting for a first byte", () => {
     const waiting = outcome(60_000);
     leave();
     expect(await waiting).toBe("closed");
+  });
+
+  test.each([
+    ["a byte comes", () => partner.write("x"), "arrived"],
+    ["the partner ends", () => partner.end(), "closed"],
+  ])("is over when %s behind a header that came alone", async (_, act, expected) => {
+    const parse = () => ({ value: "header", length: 6 });
+    const header = new Promise((onDone) => peek(socket, { parse, maxBytes: 6, timeoutMs: 60_000, onDone }));
+    partner.write("header");
+    await header;
+    const waiting = outcome(60_000);
+    act();
+    expect(await waiting).toBe(expected);
   });
 
   test("ends with its time, and says so once", async () => {

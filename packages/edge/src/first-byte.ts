@@ -36,5 +36,7 @@ export function awaitFirstByte(
   readInSmallPieces(socket);
   socket.on("readable", onReadable);
   socket.on("close", onClose);
+  // One of which a header was read was told to stop while its stream waits for bytes: it does not start again by itself.
+  socket.read(0);
   return cancel;
 }

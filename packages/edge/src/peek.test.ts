@@ -99,6 +99,20 @@ test("the end of a partner that has sent nothing is told to whoever asks for it 
   expect(await rest(partner)).toBe("answer");
 });
 
+test.each([
+  ["was known, with nothing behind it", "first;", { type: "known", value: "first" }, "second"],
+  ["did not come in time", "", { type: "timeout", bytes: 0 }, "second"],
+  ["came in part", "se", { type: "timeout", bytes: 2 }, "second"],
+])("a socket is looked at again after what was looked for %s", async (_, sent, first, second) => {
+  const { partner, accepted } = await pair();
+  if (sent !== "") partner.write(sent);
+  expect(await peekLine(accepted, sent.endsWith(";") ? 20_000 : 100)).toEqual(first);
+  const again = peekLine(accepted);
+  partner.end(sent === "se" ? "cond;body" : "second;body");
+  expect(await again).toEqual({ type: "known", value: second });
+  expect(await rest(accepted)).toBe("body");
+});
+
 test("a partner that is silent is given up, with what it sent still there", async () => {
   const { partner, accepted } = await pair();
   partner.write("he");

@@ -78,6 +78,8 @@ export function peek<T>(socket: Socket, options: PeekOptions<T>): { readonly can
     readInSmallPieces(socket);
     socket.on("readable", onReadable);
     socket.once("close", onClose);
+    // One that was looked at before was told to stop while its stream waits for bytes: it does not start again by itself.
+    socket.read(0);
   }
   return {
     cancel: () => {
