@@ -63,3 +63,27 @@ for (const [name, take] of ways) {
     close();
   });
 }
+
+for (const [name, take] of [
+  ["as a stream", readInSmallPieces],
+  ["into the shared buffer", (socket) => readSocket(socket, () => undefined)],
+  ["into the shared buffer, small", (socket) => readSocket(socket, () => undefined, { isLarge: false })],
+] as readonly (readonly [name: string, take: (socket: Socket) => void])[]) {
+  test(`a socket may be taken over while its end is confirmed: read ${name}`, async () => {
+    const { socket, close } = await socketThatHoldsItsEnd();
+    const told: string[] = [];
+    const confirmed = new Promise<void>((resolve) => onConfirmedEnd(socket, resolve));
+    socket.on("error", (error) => told.push(error.message));
+    socket.once("data", () => socket.pause());
+    socket.on("end", () => {
+      told.push("end");
+      take(socket);
+      socket.resume();
+    });
+    socket.resume();
+    await Promise.race([confirmed, once(socket, "close")]);
+    expect(told).toEqual(["end"]);
+    expect(socket.destroyed).toBe(false);
+    close();
+  });
+}

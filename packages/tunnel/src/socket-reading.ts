@@ -39,14 +39,15 @@ const ALWAYS_LARGE: ReadSize = { isLarge: true };
 
 /**
  * Calls `onBytes` with everything that is read from now on, in order. The bytes are valid until it returns. The socket is
- * paused, resumed and ended as ever; what it has buffered already comes first. With a `size` the first read is small.
+ * paused, resumed and ended as ever; what it has buffered already comes first. With a `size` the first read is small. Of a
+ * socket that has ended already nothing is read, and its handle is left alone (`leaveHandle`).
  */
 export function readSocket(socket: Socket, onBytes: (bytes: Buffer) => void, size = ALWAYS_LARGE): void {
   // What was buffered or given back (`unshift`) comes this way in any case.
   socket.on("data", onBytes);
   const internals = socket as unknown as Internals;
   const { _handle: handle } = internals;
-  if (keys === undefined || typeof handle?.useUserBuffer !== "function") return;
+  if (keys === undefined || typeof handle?.useUserBuffer !== "function" || socket.readableEnded) return;
   const { buffer: bufferKey } = keys;
   const first = size === ALWAYS_LARGE ? large : small;
   // Each of these calls leaves an object with the handle.
@@ -74,7 +75,8 @@ export function readSocket(socket: Socket, onBytes: (bytes: Buffer) => void, siz
 export function readInSmallPieces(socket: Socket): void {
   const internals = socket as unknown as Internals;
   const { _handle: handle } = internals;
-  if (keys === undefined || typeof handle?.useUserBuffer !== "function" || internals[keys.buffer] === small) return;
+  if (keys === undefined || typeof handle?.useUserBuffer !== "function" || socket.readableEnded) return;
+  if (internals[keys.buffer] === small) return;
   internals[keys.buffer] = small;
   internals[keys.generator] = null;
   internals[keys.callback] = (count: number, buffer: Buffer) => socket.push(Buffer.from(buffer.subarray(0, count)));
