@@ -1,6 +1,8 @@
 import { connect, createServer, type AddressInfo, type Socket } from "node:net";
+import { setImmediate as turn } from "node:timers/promises";
 import { afterEach, describe, expect, it } from "vitest";
 import { EarlyBytes } from "./early-bytes.ts";
+import { awaitFirstByte } from "./first-byte.ts";
 
 const cleanUp: (() => void)[] = [];
 afterEach(() => {
@@ -76,6 +78,23 @@ describe("what a partner sends before its target is connected", () => {
     early.flowTo(second);
     await second.until(() => second.text === "hello world");
     expect([first.text, early.bytes]).toEqual(["hello ", 11]);
+  });
+
+  it("keeps the order when a try fails in the turn in which it began, while the socket holds all that it may", async () => {
+    const { partner, socket } = await partnerAndSocket();
+    const sent = Buffer.from(Uint8Array.from({ length: 300_000 }, (_, at) => at >> 10));
+    partner.write(sent);
+    await new Promise((onOutcome) => awaitFirstByte(socket, { timeoutMs: 20_000, onOutcome }));
+    while (socket.readableLength < socket.readableHighWaterMark) await turn();
+    const early = new EarlyBytes(socket);
+    early.flowTo(new Sink());
+    early.hold();
+    await turn();
+    await turn();
+    const sink = new Sink(65_536);
+    early.flowTo(sink);
+    await sink.until(() => sink.length >= 65_536);
+    expect(Buffer.concat(sink.got).equals(sent.subarray(0, sink.length))).toBe(true);
   });
 
   it("keeps the end of the partner's direction for every try", async () => {

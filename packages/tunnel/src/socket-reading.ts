@@ -61,7 +61,10 @@ export function readSocket(socket: Socket, onBytes: (bytes: Buffer) => void, siz
           return next === internals[bufferKey] ? undefined : next;
         };
   internals[keys.callback] = (count: number, buffer: Buffer) => {
-    onBytes(buffer.subarray(0, count));
+    const bytes = buffer.subarray(0, count);
+    // A stream that is resumed and paused at once may start a read even so; that overtakes nothing of what it holds.
+    if (socket.readableLength > 0) return socket.push(Buffer.from(bytes));
+    onBytes(bytes);
     return true;
   };
   // A socket that is paused in the ordinary way reads on until its buffer is full; now nothing would hold what it reads.
