@@ -99,6 +99,16 @@ test("the end of a partner that has sent nothing is told to whoever asks for it 
   expect(await rest(partner)).toBe("answer");
 });
 
+test("a socket that can only be read in the ordinary way is read on", async () => {
+  const { partner, accepted } = await pair();
+  Object.assign((accepted as unknown as { _handle: object })._handle, { useUserBuffer: undefined });
+  partner.write("head;");
+  expect(await peekLine(accepted)).toEqual({ type: "known", value: "head" });
+  accepted.resume();
+  partner.end("body");
+  expect(await rest(accepted)).toBe("body");
+});
+
 test.each([
   ["was known, with nothing behind it", "first;", { type: "known", value: "first" }, "second"],
   ["did not come in time", "", { type: "timeout", bytes: 0 }, "second"],

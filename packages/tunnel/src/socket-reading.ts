@@ -86,10 +86,14 @@ export function readInSmallPieces(socket: Socket): void {
   handle.useUserBuffer(small);
 }
 
-/** Reads nothing more of a socket that is paused, until it is resumed; by itself it would read on until its buffer is full. */
+/**
+ * Reads nothing more of a socket that is paused, until it is resumed; by itself it would read on until its buffer is full. One
+ * that is read in the ordinary way does so: nothing would start it again.
+ */
 export function stopReading(socket: Socket): void {
-  const { _handle: handle } = socket as unknown as Internals;
-  if (handle?.reading !== true) return;
+  const internals = socket as unknown as Internals;
+  const { _handle: handle } = internals;
+  if (keys === undefined || !internals[keys.buffer] || handle?.reading !== true) return;
   handle.reading = false;
   handle.readStop?.();
 }
