@@ -142,6 +142,21 @@ describe("while no agent is connected", () => {
     expect(await heldTotals(pair)).toEqual({ held: 0, expired: 0 });
   });
 
+  test("a reload that takes the tunnel out of their way gives them up, and serves those that come", async () => {
+    const pair = await startPair({ timeout: "1m" });
+    await pair.agent.process.stop();
+    const waits = connectPartner(pair);
+    await untilHeld(pair, 1);
+    const { configPath } = pair.edge;
+    const config = JSON.parse(await readFile(configPath, "utf8")) as { deployments: object[] };
+    const target = `127.0.0.1:${open.targets[0]?.port ?? 0}`;
+    const deployments = config.deployments.map((one) => ({ ...one, via: undefined, target }));
+    await writeFile(configPath, JSON.stringify({ ...config, deployments }));
+    await pair.command("edge", ["reload", "--config", configPath]);
+    expect(await socketEnding(waits)).toMatchObject({ how: "error", code: "ECONNRESET" });
+    await echoes(connectPartner(pair), "direct");
+  });
+
   test("a stop of the edge does not wait for them", async () => {
     const pair = await startPair({ timeout: "1m" });
     await pair.agent.process.stop();

@@ -31,6 +31,22 @@ describe("a hold queue", () => {
     expect(events).toEqual(["a served", "b served", "c served"]);
   });
 
+  test("serves one that begins to wait again the next time", () => {
+    const queue = new HoldQueue({ timeoutMs: 1_000, max: 10 });
+    const again: Held = {
+      ...held("again"),
+      serve: () => {
+        events.push("again served");
+        if (events.length < 100) queue.add(again);
+      },
+    };
+    queue.add(again);
+    queue.add(held("other"));
+    queue.serve(() => true);
+    expect(events).toEqual(["again served", "other served"]);
+    expect(queue.size).toBe(1);
+  });
+
   test("gives up each connection after its own timeout", () => {
     const queue = new HoldQueue({ timeoutMs: 1_000, max: 10 });
     queue.add(held("a"));

@@ -54,10 +54,15 @@ export class HoldQueue {
     if (this.#waiting.size === 0) this.#disarm();
   }
 
-  /** Serves what waits, first come first, as long as `isServed` says that there is an agent. */
+  /**
+   * Serves what waits, first come first, as long as `isServed` says that there is an agent. What begins to wait meanwhile, as
+   * one does that was served in vain, is for the next time.
+   */
   serve(isServed: () => boolean): void {
-    for (const held of this.#waiting.keys()) {
+    const waiting = [...this.#waiting.keys()];
+    for (const held of waiting) {
       if (!isServed()) return;
+      if (!this.#waiting.has(held)) continue;
       this.remove(held);
       held.serve();
     }

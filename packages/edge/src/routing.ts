@@ -188,11 +188,14 @@ export class Routing {
   }
 
   #wait(queue: HoldQueue, inVain: Ending): void {
+    const { deployment } = this.#options;
     // Where nothing new is taken, those that lost their agent are given up as those are that waited.
-    if (this.#options.deployment.state !== "running") return this.#fail(Ended.shutdown);
+    if (deployment.state !== "running") return this.#fail(Ended.shutdown);
     const held: Held = {
       serve: () => {
         this.#waiting = undefined;
+        // A reload has replaced the way that it waits for by another kind, which is for those that come now.
+        if (deployment.pool !== this.#pool) return this.#fail(inVain);
         // What failed before may work now.
         this.#tried.clear();
         this.#next();
@@ -211,7 +214,7 @@ export class Routing {
     if (refusal === undefined) {
       this.queuePosition = position;
       this.#waiting = { queue, held };
-    } else if (queue === this.#options.deployment.holdQueue) {
+    } else if (queue === deployment.holdQueue) {
       this.#fail(refusal === "full" ? Ended.holdFull : Ended.noAgent);
     } else {
       this.#fail(queue.settings.max === 0 ? Ended.targetsFull : Ended.targetQueueFull);
