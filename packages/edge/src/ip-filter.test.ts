@@ -4,7 +4,7 @@ import { formatIpAddress, type IpAddress, parseCidr, parseIpAddress } from "@sal
 import * as fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { IpFilter, type IpFilterRule } from "./ip-filter.ts";
-import type { RuleAction } from "./rule-trie.ts";
+import type { RuleAction } from "./rule-prefixes.ts";
 
 const allow = (cidr: string): IpFilterRule => ({ action: "allow", cidr: parseCidr(cidr) });
 const block = (cidr: string): IpFilterRule => ({ action: "block", cidr: parseCidr(cidr) });
@@ -288,6 +288,54 @@ describe("an IP filter with random rules", () => {
 
   // One run asks for fifty addresses. SALLYPORT_TEST_IP_PAIRS=1000000 is the long form.
   const pairs = Number(process.env["SALLYPORT_TEST_IP_PAIRS"] ?? 100_000);
+
+  /** Rules that lie so close that nodes branch by many bits. They differ in 12 bits, behind which there are `shift` more. */
+  const crowdedRules = (family: 4 | 6, shift: number): fc.Arbitrary<IpFilterRule[]> =>
+    fc.array(
+      fc
+        .record({
+          number: fc.nat(4_095),
+          wildcardBits: fc.oneof(fc.constant(0), fc.nat(13)),
+          action: fc.constantFrom("allow" as const, "block" as const),
+        })
+        .map(({ number, wildcardBits, action }) => ({
+          action,
+          cidr: {
+            family,
+            address: crowdedAddress(family, shift, (number >> wildcardBits) << wildcardBits),
+            prefixLength: (family === 4 ? 32 : 128) - shift - wildcardBits,
+          },
+        })),
+      { minLength: 300, maxLength: 1_500 },
+    );
+
+  function crowdedAddress(family: 4 | 6, shift: number, number: number): IpAddress {
+    const value = (family === 4 ? 0x0a00_0000n : 0x2001_0db8n << 96n) + (BigInt(number) << BigInt(shift));
+    const hex = value.toString(16).padStart(family === 4 ? 8 : 32, "0");
+    return { family, bytes: Uint8Array.from(Buffer.from(hex, "hex")) };
+  }
+
+  test.each([
+    [4, 0],
+    [4, 7],
+    [6, 0],
+    [6, 25],
+    [6, 60],
+  ] as const)(
+    "that are crowded agrees with arithmetic, IPv%i with %i bits behind",
+    (family, shift) => {
+      fc.assert(
+        fc.property(crowdedRules(family, shift), fc.array(fc.nat(8_191), { minLength: 20 }), (rules, numbers) => {
+          const filter = new IpFilter({ default: "block", rules });
+          const addresses = numbers.map((number) => crowdedAddress(family, shift, number));
+          const found = addresses.map((address) => filter.explain(address).rule?.index ?? -1);
+          expect(found).toEqual(addresses.map((address) => reference(rules, "block", address)[1]));
+        }),
+        { numRuns: 20 },
+      );
+    },
+    60_000,
+  );
 
   test(`agrees with arithmetic on whole numbers, ${pairs} times`, () => {
     fc.assert(

@@ -6,7 +6,8 @@
  * does neither (`::/0` matches IPv4 there) and scans its rules one by one.
  */
 import { type Cidr, formatCidr, type IpAddress, type IpFamily, readIpAddress } from "@sallyport/host";
-import { type RuleAction, RuleTrie, readWords } from "./rule-trie.ts";
+import type { RuleAction } from "./rule-prefixes.ts";
+import { RuleTrie } from "./rule-trie.ts";
 
 export interface IpFilterRule {
   readonly action: RuleAction;
@@ -46,17 +47,12 @@ export class IpFilter {
   readonly #decisions: Array<IpFilterDecision | undefined>;
   readonly #defaultDecision: IpFilterDecision;
   readonly #bytes = new Uint8Array(16);
-  readonly #words = new Int32Array(4);
 
   constructor(options: { default: RuleAction; rules: readonly IpFilterRule[] }) {
     this.default = options.default;
     this.rules = options.rules;
-    const ipv4Count = options.rules.filter((rule) => rule.cidr.family === 4).length;
-    this.#ipv4 = new RuleTrie(4, ipv4Count);
-    this.#ipv6 = new RuleTrie(6, options.rules.length - ipv4Count);
-    for (const [index, { cidr, action }] of options.rules.entries()) {
-      (cidr.family === 4 ? this.#ipv4 : this.#ipv6).insert({ cidr, action, index });
-    }
+    this.#ipv4 = new RuleTrie(4, options.rules);
+    this.#ipv6 = new RuleTrie(6, options.rules);
     this.#hits = new Float64Array(options.rules.length);
     this.#decisions = Array.from({ length: options.rules.length });
     this.#defaultDecision = { action: options.default };
@@ -102,8 +98,7 @@ export class IpFilter {
   }
 
   #find(family: IpFamily, bytes: Uint8Array): number {
-    readWords(bytes, this.#words);
-    return (family === 4 ? this.#ipv4 : this.#ipv6).find(this.#words);
+    return (family === 4 ? this.#ipv4 : this.#ipv6).find(bytes);
   }
 
   #count(index: number): IpFilterDecision {
