@@ -3,7 +3,6 @@ import type { Agent } from "node:http";
 import { isIP, type LookupFunction } from "node:net";
 import { ExitCode, Failure, readSecretFile, type Resolver } from "@sallyport/host";
 import { connectTunnel, type LinkTransport } from "@sallyport/tunnel";
-import { HttpsProxyAgent } from "https-proxy-agent";
 import { readCredentials } from "./credentials-file.ts";
 
 export interface EdgeConnectorOptions {
@@ -49,6 +48,8 @@ async function proxyAgent(
     proxy.credentialsFile === undefined
       ? {}
       : { "Proxy-Authorization": `Basic ${await readProxyCredentials(proxy.credentialsFile)}` };
+  // Only few agents need it.
+  const { HttpsProxyAgent } = await import("https-proxy-agent");
   return (signal) => {
     const lookup: LookupFunction = (host, lookupOptions, callback) => {
       resolver.resolve(host, { signal }).then(

@@ -1,4 +1,4 @@
-import { isIP } from "node:net";
+import { isIPv4, isIPv6 } from "node:net";
 import { z } from "zod";
 import { spoken } from "./config-reason.ts";
 import { isDnsName } from "./dns-name.ts";
@@ -96,7 +96,7 @@ function splitHostPort(text: string): { host: string; port: string; bracketed: b
   const [, inBrackets, plain, port] = PATTERN.exec(text) ?? [];
   if (port === undefined) {
     throw new Error(
-      isIP(text) === 6
+      isIPv6(text)
         ? "an IPv6 address stands in brackets and is followed by the port, such as [2001:db8::1]:22"
         : "must be host:port, such as host.example:22, 192.0.2.1:22 or [2001:db8::1]:22",
     );
@@ -106,5 +106,5 @@ function splitHostPort(text: string): { host: string; port: string; bracketed: b
 
 /** Node's grammar of addresses is canonical (no octal, no short forms) but lets a zone pass, which only one machine knows. */
 function isAddress(text: string, family: 4 | 6): boolean {
-  return isIP(text) === family && !text.includes("%");
+  return family === 4 ? isIPv4(text) : isIPv6(text) && !text.includes("%");
 }
