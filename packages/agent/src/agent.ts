@@ -83,9 +83,12 @@ export class Agent {
     registerAccessLogMetrics(this.#registry, () => this.accessLog);
   }
 
-  /** Resolves when the edges are being dialled. @throws Failure; nothing is left open then */
-  static async start(configPath: string, log: Logger): Promise<Agent> {
-    const config = loadAgentConfig(configPath);
+  /**
+   * Resolves when the edges are being dialled. `config` is what is in the file, where that is known.
+   *
+   * @throws Failure; nothing is left open then
+   */
+  static async start(configPath: string, log: Logger, config = loadAgentConfig(configPath)): Promise<Agent> {
     await openStateDirectory(config.stateDir);
     const agent = new Agent(config, { configPath, log });
     try {

@@ -52,9 +52,9 @@ async function join(options: { out: string; force?: boolean; json?: boolean }): 
 
 /** Exit code 0 after a drain, 128 + the signal's number (130 for SIGINT, 143 for SIGTERM) when a second one cut it short. */
 async function run({ config: path }: ConfigOption): Promise<number> {
-  const { log: logConfig, name } = loadAgentConfig(path);
-  const log = createLogger({ name, level: logConfig.level });
-  const agent = await Agent.start(path, log);
+  const config = loadAgentConfig(path);
+  const log = createLogger({ name: config.name, level: config.log.level });
+  const agent = await Agent.start(path, log, config);
   // Whatever ends the process, a defect of ours included: the kernel closes what is open with a FIN, and a transfer that
   // was cut would look complete.
   process.prependOnceListener("exit", () => agent.connections.shutDown());

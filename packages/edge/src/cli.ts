@@ -37,9 +37,9 @@ const DEFAULT_CONFIG = "/etc/sallyport/edge.yaml";
 
 /** Exit code 0 after a drain, 128 + the signal's number (130 for SIGINT, 143 for SIGTERM) when a second one cut it short. */
 async function serve({ config: path }: ConfigOption): Promise<void> {
-  const { log: logConfig, name } = loadEdgeConfig(path);
-  const log = createLogger({ name, level: logConfig.level });
-  const edge = await Edge.start(path, log);
+  const config = loadEdgeConfig(path);
+  const log = createLogger({ name: config.name, level: config.log.level });
+  const edge = await Edge.start(path, log, config);
   // Whatever ends the process, a defect of ours included: the kernel closes what is open with a FIN, and a transfer that
   // was cut would look complete.
   process.prependOnceListener("exit", () => edge.cut());

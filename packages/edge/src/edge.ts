@@ -136,9 +136,12 @@ export class Edge {
     collectProcessMetrics(this.#registry);
   }
 
-  /** Resolves when everything that starts by itself listens. @throws Failure; nothing is left bound then */
-  static async start(configPath: string, log: Logger): Promise<Edge> {
-    const config = loadEdgeConfig(configPath);
+  /**
+   * Resolves when everything that starts by itself listens. `config` is what is in the file, where that is known.
+   *
+   * @throws Failure; nothing is left bound then
+   */
+  static async start(configPath: string, log: Logger, config = loadEdgeConfig(configPath)): Promise<Edge> {
     await openStateDirectory(config.stateDir);
     const clients = await ClientStore.open(config.stateDir);
     const bans = await BanStore.open(config.stateDir, {
