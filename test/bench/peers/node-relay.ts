@@ -39,9 +39,11 @@ export const nodeTls: Peer = {
     const ports = new Map<string, number>();
     const outer: string[] = [];
     const inner: string[] = [];
+    const listening: number[] = [];
     for (const { name, port } of run.routes) {
       const between = { host: run.site.agentHost, port: await findFreePort() };
       const dialled = await run.dialled(between);
+      listening.push(between.port);
       ports.set(name, await findFreePort());
       outer.push(`127.0.0.1:${ports.get(name)}=${dialled.host}:${dialled.port}`);
       inner.push(`${between.host}:${between.port}=${run.site.targetHost}:${port}`);
@@ -50,6 +52,8 @@ export const nodeTls: Peer = {
       command: process.execPath,
       args: [program, "from-tls", `${certFile},${keyFile}`, ...inner],
     });
+    // One end after the other, as all tunnels are started here.
+    for (const port of listening) await run.untilAccepted(run.site.agentHost, port);
     await run.launch("edge", {
       command: process.execPath,
       args: [program, "to-tls", `${caFile},${serverName}`, ...outer],
