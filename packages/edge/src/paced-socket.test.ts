@@ -1,12 +1,15 @@
 import { once } from "node:events";
 import { connect, createServer, type Socket } from "node:net";
 import { buffer } from "node:stream/consumers";
+import { ResetCode } from "@sallyport/protocol";
+import { Splice, type SpliceEnd, type TunnelStream } from "@sallyport/tunnel";
 import { describe, expect, test } from "vitest";
 import { pacedSocket } from "./paced-socket.ts";
 import { TokenBucket } from "./token-bucket.ts";
 
 const RATE = 400_000;
 const BURST = 40_000;
+const SLOW = { perSecond: 30_000, burst: 16_384 };
 
 async function pair(): Promise<{ partner: Socket; accepted: Socket; close: () => void }> {
   const server = createServer({ allowHalfOpen: true, pauseOnConnect: true });
@@ -86,6 +89,26 @@ describe("a paced socket", () => {
     partner.write("x", () => partner.resetAndDestroy());
     await closed;
     expect(accepted.destroyed).toBe(true);
+    close();
+  });
+
+  test("a splice is not idle while the rate makes what it writes take longer than the idle timeout", async () => {
+    const { partner, accepted, close } = await pair();
+    const paced = pacedSocket(accepted, { in: [], out: [bucket(), new TokenBucket(SLOW, performance.now())] });
+    const stream: Partial<TunnelStream> = { consume() {}, consumeEnd() {}, reset() {}, acknowledgedBytes: 0 };
+    const ends: SpliceEnd[] = [];
+    const splice = new Splice(paced, stream as TunnelStream, {
+      idleTimeoutMs: 1_000,
+      halfCloseTimeoutMs: 0,
+      onEnd: (end) => ends.push(end),
+    });
+    const written = bytes(65_536);
+    stream.flushLater = (writer) => writer.flush();
+    splice.onData(written);
+    splice.onEnd();
+    expect((await buffer(partner)).equals(written)).toBe(true);
+    splice.abort(ResetCode.killed);
+    expect(ends).toMatchObject([{ type: "aborted" }]);
     close();
   });
 });

@@ -17,7 +17,10 @@ export interface Pace {
   readonly out: readonly TokenBucket[];
 }
 
-/** The socket must be paused and unread; it belongs to the paced one from now on. */
+/**
+ * The socket must be paused and unread; it belongs to the paced one from now on. 'passed' is emitted for every piece that goes
+ * out: what was written at once may take longer than an idle timeout.
+ */
 export function pacedSocket(socket: Socket, pace: Pace): Socket {
   // It has what is used of a partner's socket: the stream, and resetAndDestroy.
   return new PacedSocket(socket, pace) as unknown as Socket;
@@ -117,6 +120,7 @@ class PacedSocket extends Duplex {
       return;
     }
     this.#socket.write(bytes.subarray(0, count), (error) => {
+      if (!error) this.emit("passed");
       if (error || count === bytes.length) callback(error);
       else this.#passOut(bytes.subarray(count), callback);
     });

@@ -5,7 +5,9 @@ import type { Ending } from "@sallyport/tunnel";
 import { withDeadline } from "../../../test/support/deadline.ts";
 import { socketEnding } from "../../../test/support/socket-ending.ts";
 import { startTcpServer, type TcpServer } from "../../../test/support/tcp-server.ts";
+import { pacedSocket } from "./paced-socket.ts";
 import { Relay } from "./relay.ts";
+import { TokenBucket } from "./token-bucket.ts";
 
 const servers: TcpServer[] = [];
 afterEach(async () => {
@@ -19,7 +21,11 @@ interface Relayed {
 }
 
 /** A partner that is relayed to a target with the given behaviour. */
-async function relayed(onTarget: (socket: Socket) => void, timeouts = { idle: 0, halfClose: 0 }): Promise<Relayed> {
+async function relayed(
+  onTarget: (socket: Socket) => void,
+  timeouts = { idle: 0, halfClose: 0 },
+  asPartner = (socket: Socket) => socket,
+): Promise<Relayed> {
   const target = await startTcpServer(onTarget);
   servers.push(target);
   let onRelay: (relay: Relay) => void = () => undefined;
@@ -34,7 +40,8 @@ async function relayed(onTarget: (socket: Socket) => void, timeouts = { idle: 0,
       out.pause();
       out.once("connect", () => {
         const { idle, halfClose } = timeouts;
-        const options = { partner: socket, target: out, idleTimeoutMs: idle, halfCloseTimeoutMs: halfClose, onEnd };
+        const partner = asPartner(socket);
+        const options = { partner, target: out, idleTimeoutMs: idle, halfCloseTimeoutMs: halfClose, onEnd };
         onRelay(new Relay(options));
       });
     }).then((server) => {
@@ -113,6 +120,19 @@ describe("a relay", () => {
     const { partner, ending } = await relayed(() => undefined, { idle: 50, halfClose: 0 });
     expect(await reset(partner)).toBe("ECONNRESET");
     expect(await ending).toMatchObject({ code: "cD", reason: "idle timeout" });
+  });
+
+  test("is not idle while a byte rate makes an answer take longer than the idle timeout", async () => {
+    const answer = Buffer.alloc(65_536, 1);
+    const bucket = new TokenBucket({ perSecond: 30_000, burst: 16_384 }, performance.now());
+    const { partner, ending } = await relayed(
+      (socket) => socket.resume().end(answer),
+      { idle: 1_000, halfClose: 0 },
+      (socket) => pacedSocket(socket, { in: [], out: [bucket] }),
+    );
+    partner.end();
+    expect(await socketEnding(partner)).toMatchObject({ how: "end", receivedBytes: answer.length });
+    expect((await ending).code).toBe("--");
   });
 
   test("resets both sides when the other direction does not end within the half-close timeout", async () => {

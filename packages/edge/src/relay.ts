@@ -66,6 +66,8 @@ export class Relay {
         this.bytesToPartner += count;
       },
     });
+    // Of a socket with a byte rate.
+    this.#partner.on("passed", () => this.#timer.touch());
     this.#partner.resume();
     this.#target.resume();
   }

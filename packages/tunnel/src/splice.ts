@@ -97,6 +97,8 @@ export class Splice implements StreamHandler {
     if (before === undefined) onConfirmedEnd(socket, this.#onSocketEnd);
     else before.onceEnded(this.#onSocketEnd);
     socket.on("finish", this.#onSocketFinish);
+    // Of a socket with a byte rate, for each piece of what was written.
+    socket.on("passed", () => this.#timer.touch());
     socket.on("error", this.#onSocketError);
     socket.on("close", this.#onSocketClose);
     // The error may have come before there was a listener of ours.
