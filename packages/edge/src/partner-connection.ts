@@ -7,7 +7,7 @@
 import type { Socket } from "node:net";
 import { formatIpAddress, type IpAddress, type ProxyEndpoint, parsePeerAddress } from "@sallyport/host";
 import { ResetCode } from "@sallyport/protocol";
-import { Ended, type Ending, endingOf, onConfirmedEnd, Splice } from "@sallyport/tunnel";
+import { Ended, type Ending, endingOf, onConfirmedEnd, resetSocket, Splice } from "@sallyport/tunnel";
 import type { ConnectionFacts } from "./access-record.ts";
 import type { AdmissionRefusal, Admitted, Denial, OnDeny } from "./admission.ts";
 import type { Connected } from "./attempt.ts";
@@ -378,7 +378,7 @@ export class PartnerConnection {
     this.#isCheck = true;
     listener.proxyChecks += 1;
     if (socket.destroyed) return this.#finish(Ended.normal);
-    const timer = setTimeout(() => socket.resetAndDestroy(), listener.settings.proxy?.headerTimeoutMs ?? 0);
+    const timer = setTimeout(() => resetSocket(socket), listener.settings.proxy?.headerTimeoutMs ?? 0);
     onConfirmedEnd(socket, () => socket.end());
     socket.on("close", () => {
       clearTimeout(timer);

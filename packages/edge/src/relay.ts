@@ -16,6 +16,7 @@ import {
   flowPauses,
   onConfirmedEnd,
   readSocket,
+  resetSocket,
   SocketWriter,
 } from "@sallyport/tunnel";
 
@@ -113,8 +114,8 @@ export class Relay {
   #cut(ending: Ending): void {
     if (this.#ended) return;
     this.#finish(this.#inPhase(ending));
-    this.#partner.resetAndDestroy();
-    this.#target.resetAndDestroy();
+    resetSocket(this.#partner);
+    resetSocket(this.#target);
   }
 
   #inPhase(ending: Ending): Ending {

@@ -1,4 +1,5 @@
 import type { Socket } from "node:net";
+import { resetSocket } from "./reset-socket.ts";
 
 /**
  * Closes the socket of a connection that has timed out. The kernel may still hold much of what a slow receiver is to get:
@@ -7,5 +8,5 @@ import type { Socket } from "node:net";
  */
 export function abandon(socket: Socket): void {
   if (socket.writableFinished) socket.destroy();
-  else socket.resetAndDestroy();
+  else resetSocket(socket);
 }

@@ -14,5 +14,6 @@ export * from "./tunnel-client.ts";
 export * from "./tunnel-server.ts";
 export { abandon } from "./abandon.ts";
 export { onConfirmedEnd } from "./confirmed-end.ts";
+export { resetSocket } from "./reset-socket.ts";
 export { readInSmallPieces, type ReadSize, readSocket, stopReading } from "./socket-reading.ts";
 export { SocketWriter } from "./socket-writer.ts";

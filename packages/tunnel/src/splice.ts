@@ -16,6 +16,7 @@ import { onConfirmedEnd } from "./confirmed-end.ts";
 import { abandon } from "./abandon.ts";
 import { ActivityTimer } from "./activity-timer.ts";
 import { flowPauses } from "./flow-pauses.ts";
+import { resetSocket } from "./reset-socket.ts";
 import type { StreamHandler, TunnelStream } from "./session-driver.ts";
 import { readSocket } from "./socket-reading.ts";
 import { SocketWriter } from "./socket-writer.ts";
@@ -188,7 +189,7 @@ export class Splice implements StreamHandler {
   onReset(code: number, by: "peer" | "session"): void {
     this.#finish({ type: "streamReset", code, by });
     if (code === ResetCode.idleTimeout || code === ResetCode.halfCloseTimeout) abandon(this.#socket);
-    else this.#socket.resetAndDestroy();
+    else resetSocket(this.#socket);
   }
 
   onFinished(): void {
@@ -214,7 +215,7 @@ export class Splice implements StreamHandler {
     this.#stream.reset(code);
     this.#finish(end);
     if (end.type === "timeout") abandon(this.#socket);
-    else this.#socket.resetAndDestroy();
+    else resetSocket(this.#socket);
   }
 
   #finish(end: SpliceEnd): void {
