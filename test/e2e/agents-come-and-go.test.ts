@@ -142,6 +142,26 @@ describe("while no agent is connected", () => {
     expect(await heldTotals(pair)).toEqual({ held: 0, expired: 0 });
   });
 
+  test("a thousand that wait for a target which takes one are answered each, and the edge lives on", async () => {
+    const targets = [{ target: "service", maxConnections: 1 }];
+    const pair = await startPair({}, undefined, {
+      deployments: [
+        { name: "only", target: "service", hold: { timeout: "1m" }, settings: { target: undefined, targets } },
+      ],
+      edgeConfig: { limits: { maxConnectionsPerSource: 2_000 } },
+    });
+    await pair.agent.process.stop();
+    const first = connectPartner(pair);
+    await untilHeld(pair, 1);
+    const others = Array.from({ length: 999 }, () => connectPartner(pair));
+    await untilHeld(pair, 1_000);
+    await pair.restartAgent();
+    const records = await pair.waitForEdgeRecords("only", 999);
+    expect(new Set(records.map(({ reason }) => reason))).toEqual(new Set(["connection limit of the target"]));
+    await echoes(first, "served");
+    for (const partner of [first, ...others]) partner.destroy();
+  });
+
   test("a reload that takes the tunnel out of their way gives them up, and serves those that come", async () => {
     const pair = await startPair({ timeout: "1m" });
     await pair.agent.process.stop();

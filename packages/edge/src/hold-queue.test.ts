@@ -47,6 +47,47 @@ describe("a hold queue", () => {
     expect(queue.size).toBe(1);
   });
 
+  test("serves one after the other, and none within another, when each makes room for the next", () => {
+    const queue = new HoldQueue({ timeoutMs: 1_000, max: 100 });
+    let depth = 0;
+    let room = 1;
+    const serve = () => queue.serve(() => room > 0);
+    for (let at = 0; at < 100; at += 1) {
+      queue.add({
+        ...held("failing"),
+        serve: () => {
+          room -= 1;
+          depth += 1;
+          events.push(`served at ${depth}`);
+          room += 1;
+          serve();
+          depth -= 1;
+        },
+      });
+    }
+    serve();
+    expect(events).toEqual(Array.from({ length: 100 }, () => "served at 1"));
+  });
+
+  test("serves what an earlier one left room for after it was passed over", () => {
+    const queue = new HoldQueue({ timeoutMs: 1_000, max: 10 });
+    let room = 1;
+    const serve = () => queue.serve(() => room > 0);
+    const other = held("other");
+    queue.add({
+      ...held("first"),
+      serve: () => {
+        room -= 1;
+        // It begins to wait behind the end of what is gone through now.
+        queue.add(other);
+        room += 1;
+        serve();
+      },
+    });
+    serve();
+    expect(events).toEqual(["other served"]);
+  });
+
   test("gives up each connection after its own timeout", () => {
     const queue = new HoldQueue({ timeoutMs: 1_000, max: 10 });
     queue.add(held("a"));

@@ -27,6 +27,9 @@ export class HoldQueue {
   /** In the order of arrival; bounded by `settings.max`. */
   readonly #waiting = new Map<Held, number>();
   #timer: NodeJS.Timeout | undefined;
+  #serving = false;
+  /** `serve` was called since it began to go through what waits. */
+  #again = false;
   /** Totals for metrics. */
   readonly counters = { held: 0, expired: 0 };
 
@@ -57,14 +60,27 @@ export class HoldQueue {
   /**
    * Serves what waits, first come first, as long as `isServed` says that there is an agent. What begins to wait meanwhile, as
    * one does that was served in vain, is for the next time.
+   *
+   * One that is served in vain makes room for others at once, and asks for them to be served from within: that is done here
+   * and not there, or a long queue of such would be as deep a recursion.
    */
   serve(isServed: () => boolean): void {
-    const waiting = [...this.#waiting.keys()];
-    for (const held of waiting) {
-      if (!isServed()) return;
-      if (!this.#waiting.has(held)) continue;
-      this.remove(held);
-      held.serve();
+    this.#again = true;
+    if (this.#serving) return;
+    this.#serving = true;
+    try {
+      while (this.#again) {
+        this.#again = false;
+        let left = this.#waiting.size;
+        for (const held of this.#waiting.keys()) {
+          if (left === 0 || !isServed()) break;
+          left -= 1;
+          this.remove(held);
+          held.serve();
+        }
+      }
+    } finally {
+      this.#serving = false;
     }
   }
 
