@@ -259,6 +259,20 @@ describe("replicas", () => {
     partner.destroy();
   });
 
+  test("a link that waits for the answer of another agent of its name goes with its token", async () => {
+    const pair = await startPair({ timeout: "0s" });
+    const credentials = await readCredentials(pair.credentialsPath);
+    const first = await RawAgent.greeted(credentials);
+    const second = await RawAgent.connect(credentials);
+    second.hello();
+    // The edge asks the first whether it lives, which is when the second waits.
+    await first.awaitFrame("ping");
+    await pair.command("edge", ["client", "revoke", "lan", "--config", pair.edge.configPath]);
+    await withDeadline(second.ended, { what: "the end of the link", timeoutMs: 2_000 });
+    expect(second.frames).toEqual([]);
+    expect((await edgeJson<Status>(pair, "status")).agents).toEqual([]);
+  });
+
   test("a second process replaces the first when the first does not answer, and its streams are reset", async () => {
     const pair = await startPair({ timeout: "0s" });
     const partner = connectPartner(pair);

@@ -124,7 +124,10 @@ export class AgentSessions {
   readonly #options: AgentSessionsOptions;
   /** By session id. Bounded by `MAX_SESSIONS_PER_CLIENT` for each declared client. */
   readonly #sessions = new Map<string, AgentSession>();
-  /** Links that have not said HELLO; at most `MAX_GREETING_LINKS_PER_CLIENT` of each, for the time of the timeout. */
+  /**
+   * Links that have not said HELLO, or wait for an answer to it; at most `MAX_GREETING_LINKS_PER_CLIENT` of each, for the time of
+   * the timeout.
+   */
   readonly #greeting = new Map<Link, { client: string; tokenId: string }>();
   #draining = false;
 
@@ -254,18 +257,20 @@ export class AgentSessions {
       }
     }
     if (rivals.length === 0) this.#found(arrival, hello);
-    else void this.#probe(link, rivals).then((isFree) => isFree && this.#hello(arrival, hello));
+    else void this.#probe(arrival, rivals).then((isFree) => isFree && this.#hello(arrival, hello));
   }
 
   /**
    * Another process has the name of agents that seem to live. One that answers keeps its name, and the newcomer is
    * refused; one that does not is replaced. Resolves with whether the newcomer may begin.
    */
-  async #probe(link: Link, rivals: readonly AgentSession[]): Promise<boolean> {
-    // Nothing may come before WELCOME, and the link may close while it waits.
+  async #probe({ link, peer }: Arrival, rivals: readonly AgentSession[]): Promise<boolean> {
+    // Nothing may come before WELCOME, and the link may close while it waits. It counts and is revoked as before its HELLO.
+    this.#greeting.set(link, { client: peer.client, tokenId: peer.tokenId });
     link.onMessage = () => link.close(CloseCode.protocol, "message before welcome");
-    link.onClosed = () => undefined;
+    link.onClosed = () => this.#greeting.delete(link);
     const alive = await Promise.all(rivals.map((rival) => rival.driver.probe(PROBE_TIMEOUT_MS)));
+    this.#greeting.delete(link);
     if (link.dead) return false;
     const survivor = rivals.find((rival, at) => alive[at] && this.#sessions.has(rival.id));
     if (survivor !== undefined) {
