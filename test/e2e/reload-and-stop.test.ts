@@ -1,7 +1,7 @@
 import { once } from "node:events";
 import { readFile, writeFile } from "node:fs/promises";
 import { connect, type Socket } from "node:net";
-import { afterEach, expect, test } from "vitest";
+import { afterEach, describe, expect, test } from "vitest";
 import { pollUntil, withDeadline } from "../support/deadline.ts";
 import { startEchoServer } from "../support/echo-server.ts";
 import { SallyportPair, type SallyportPairOptions } from "../support/sallyport-pair.ts";
@@ -32,6 +32,16 @@ async function echo(socket: Socket, text = "ping"): Promise<void> {
   expect(reply.toString()).toBe(text);
 }
 
+interface ConfigOfPair {
+  readonly listeners: readonly { readonly name: string }[];
+  readonly deployments: readonly { readonly name: string }[];
+}
+
+async function changeConfig({ edge }: SallyportPair, change: (config: ConfigOfPair) => object): Promise<void> {
+  const config = JSON.parse(await readFile(edge.configPath, "utf8")) as ConfigOfPair;
+  await writeFile(edge.configPath, JSON.stringify(change(config)));
+}
+
 async function startEcho(): Promise<number> {
   const target = await startEchoServer();
   closers.push(() => target.close());
@@ -49,6 +59,34 @@ test("the record of a connection names what it was connected to, whatever a relo
   partner.end();
   const [record] = await pair.waitForEdgeRecords("moving", 1);
   expect(record).toMatchObject({ target: "first", address: services.first });
+});
+
+describe("a deployment that a reload takes away while a connection runs", () => {
+  async function startWithout(drainTimeout: string): Promise<{ pair: SallyportPair; partner: Socket }> {
+    const target = `127.0.0.1:${await startEcho()}`;
+    const deployments = [
+      { name: "stays", target, direct: true },
+      { name: "goes", target, direct: true },
+    ];
+    const pair = await startPair({ deployments, edgeConfig: { drainTimeout } });
+    const partner = partnerOf(pair, "goes");
+    await echo(partner);
+    await changeConfig(pair, ({ listeners, deployments, ...others }) => ({
+      ...others,
+      listeners: listeners.filter(({ name }) => name === "stays"),
+      deployments: deployments.filter(({ name }) => name === "stays"),
+    }));
+    await pair.command("edge", ["reload", "--config", pair.edge.configPath]);
+    return { pair, partner };
+  }
+
+  test.each(["start", "restart"])("listens no more, and no %s makes it", async (verb) => {
+    const { pair, partner } = await startWithout("1m");
+    const command = pair.command("edge", ["deployment", verb, "goes", "--config", pair.edge.configPath]);
+    await expect(command).rejects.toThrow("goes is not in the configuration any more");
+    expect(await socketEnding(partnerOf(pair, "goes"))).toMatchObject({ how: "error", code: "ECONNREFUSED" });
+    partner.destroy();
+  });
 });
 
 test("while the edge drains, running connections outlive the loss of all links, and nothing new listens", async () => {

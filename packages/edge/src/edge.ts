@@ -333,9 +333,13 @@ export class Edge {
     this.#armInterim();
   }
 
-  /** @throws Failure that names the listener when its address cannot be bound */
+  /** @throws Failure that names the listener when its address cannot be bound, or the deployment when it is gone */
   async startDeployment(deployment: Deployment): Promise<void> {
     await this.#inTurn(async () => {
+      const { name } = deployment;
+      if (this.deployments.get(name) !== deployment || this.#retired.has(name)) {
+        throw new Failure(ExitCode.usage, "deployment", `${name} is not in the configuration any more`);
+      }
       const { settings } = deployment.listener;
       await deployment.start().catch((error: unknown) => {
         throw listenFailure(`listeners.${settings.name}.listen`, settings, error);
