@@ -87,6 +87,14 @@ describe("a deployment that a reload takes away while a connection runs", () => 
     expect(await socketEnding(partnerOf(pair, "goes"))).toMatchObject({ how: "error", code: "ECONNREFUSED" });
     partner.destroy();
   });
+
+  test("gives it no more time when there is another reload", async () => {
+    const { pair, partner } = await startWithout("1s");
+    await changeConfig(pair, (config) => ({ ...config, drainTimeout: "1h" }));
+    await pair.command("edge", ["reload", "--config", pair.edge.configPath]);
+    expect(await socketEnding(partner)).toMatchObject({ how: "error", code: "ECONNRESET" });
+    expect(await pair.waitForEdgeRecords("goes", 1)).toMatchObject([{ reason: "shutdown" }]);
+  });
 });
 
 test("while the edge drains, running connections outlive the loss of all links, and nothing new listens", async () => {

@@ -444,7 +444,8 @@ export class Edge {
     this.#install(wantedListeners, { deployments: wantedDeployments, running, sockets });
     const names = new Set(wantedDeployments.map(({ name }) => name));
     for (const deployment of this.deployments.values()) {
-      if (!names.has(deployment.name)) this.#retire(deployment, next.drainTimeout);
+      const { name } = deployment;
+      if (!names.has(name) && !this.#retired.has(name)) this.#retire(deployment, next.drainTimeout);
     }
     for (const socket of bound.values()) socket.close();
   }
