@@ -1,6 +1,7 @@
 import { once } from "node:events";
-import { readFile, writeFile } from "node:fs/promises";
+import { mkdir, readdir, readFile, writeFile } from "node:fs/promises";
 import { connect, type Socket } from "node:net";
+import { join } from "node:path";
 import { afterEach, describe, expect, test } from "vitest";
 import { pollUntil, withDeadline } from "../support/deadline.ts";
 import { startEchoServer } from "../support/echo-server.ts";
@@ -33,6 +34,7 @@ async function echo(socket: Socket, text = "ping"): Promise<void> {
 }
 
 interface ConfigOfPair {
+  readonly tunnels: readonly object[];
   readonly listeners: readonly { readonly name: string }[];
   readonly deployments: readonly { readonly name: string }[];
 }
@@ -95,6 +97,40 @@ describe("a deployment that a reload takes away while a connection runs", () => 
     expect(await socketEnding(partner)).toMatchObject({ how: "error", code: "ECONNRESET" });
     expect(await pair.waitForEdgeRecords("goes", 1)).toMatchObject([{ reason: "shutdown" }]);
   });
+});
+
+test("what takes effect after a restart is told at each reload until then, and has none before", async () => {
+  const told: unknown[] = [];
+  const pair = await startPair({
+    services: { echo: `127.0.0.1:${await startEcho()}` },
+    deployments: [{ name: "echo", target: "echo" }],
+    onLine: (program, line) => {
+      if (program === "edge" && line.includes('"msg":"configuration')) told.push(JSON.parse(line));
+    },
+  });
+  const otherStateDir = join(pair.directory, "other");
+  await mkdir(otherStateDir, { mode: 0o700 });
+  const reload = async () => {
+    const before = told.length;
+    pair.edge.process.signal("SIGHUP");
+    await pollUntil(() => told.length > before || undefined, { what: "reload" });
+    return told.at(-1);
+  };
+  const asBefore = await readFile(pair.edge.configPath, "utf8");
+  await changeConfig(pair, ({ tunnels, ...others }) => ({
+    ...others,
+    tunnels: tunnels.map((tunnel) => ({ ...tunnel, handshakeTimeout: "3s" })),
+    stateDir: otherStateDir,
+  }));
+  expect(await reload()).toMatchObject({ restartNeeded: ["stateDir", "tunnels"] });
+  expect(await reload()).toMatchObject({ restartNeeded: ["stateDir", "tunnels"] });
+  // Agents know the certificate that is in the first one.
+  expect(await readdir(otherStateDir)).toEqual([]);
+  await pair.agent.process.stop();
+  await pair.restartAgent();
+  await pair.waitUntilReady();
+  await writeFile(pair.edge.configPath, asBefore);
+  expect(await reload()).not.toHaveProperty("restartNeeded");
 });
 
 test("while the edge drains, running connections outlive the loss of all links, and nothing new listens", async () => {

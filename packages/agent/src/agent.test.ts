@@ -209,10 +209,15 @@ describe("a reload", () => {
     await openEcho(edge);
   });
 
-  it("names the keys that need a restart", async () => {
+  it("names the keys that need a restart, each time until there is one", async () => {
     const { agent, write } = await start();
-    await write({ links: 3, limits: { maxStreams: 20_000 }, heartbeat: { interval: "5s", timeout: "25s" } });
-    expect(agent.reload()).toEqual({ restartNeeded: ["links", "heartbeat", "limits.maxStreams"] });
+    const accessLog = { file: "/var/log/agent.log" };
+    await write({ links: 3, limits: { maxStreams: 20_000 }, heartbeat: { interval: "5s", timeout: "25s" }, accessLog });
+    const restartNeeded = ["links", "heartbeat", "accessLog", "limits.maxStreams"];
+    expect(agent.reload()).toEqual({ restartNeeded });
+    expect(agent.reload()).toEqual({ restartNeeded });
+    await write({});
+    expect(agent.reload()).toEqual({ restartNeeded: [] });
   });
 });
 

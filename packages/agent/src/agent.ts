@@ -42,6 +42,7 @@ const RESTART_KEYS = [
   "proxy",
   "reconnect",
   "heartbeat",
+  "accessLog",
   "metrics",
 ] as const;
 
@@ -49,6 +50,7 @@ const RESTART_KEYS = [
 const INITIAL_CREDIT_BYTES = MIN_DIRECTION_BYTES;
 
 export class Agent {
+  /** As it was read last, but `RESTART_KEYS`, which stay as they were at the start. */
   config: AgentConfig;
   readonly configPath: string;
   readonly log: Logger;
@@ -57,6 +59,8 @@ export class Agent {
   readonly edges: EdgeSession[] = [];
   readonly memory: MemoryBudget;
   readonly startedAt = new Date();
+  /** What edges were told. */
+  readonly #maxStreamsAtStart: number;
   readonly #limits: DialLimits;
   readonly #registry = new Registry();
   readonly #resolver = new Resolver();
@@ -68,6 +72,7 @@ export class Agent {
 
   private constructor(config: AgentConfig, options: { configPath: string; log: Logger }) {
     this.config = config;
+    this.#maxStreamsAtStart = config.limits.maxStreams;
     this.configPath = options.configPath;
     this.log = options.log;
     this.#limits = new DialLimits(limitSettings(config));
@@ -126,12 +131,13 @@ export class Agent {
     const before = this.config;
     const restartNeeded: string[] = RESTART_KEYS.filter((key) => !isDeepStrictEqual(before[key], next[key]));
     // An edge was told the old number; fewer are enforced here at once, more would never be used.
-    if (next.limits.maxStreams > before.limits.maxStreams) restartNeeded.push("limits.maxStreams");
+    if (next.limits.maxStreams > this.#maxStreamsAtStart) restartNeeded.push("limits.maxStreams");
     this.#limits.update(limitSettings(next));
     this.memory.limitBytes = next.memory;
     this.connections.context = this.#context(next);
     this.log.level = next.log.level;
-    this.config = next;
+    const kept = Object.fromEntries(RESTART_KEYS.map((key) => [key, before[key]]));
+    this.config = { ...next, ...(kept as Pick<AgentConfig, (typeof RESTART_KEYS)[number]>) };
     if (restartNeeded.length === 0) this.log.info("configuration reloaded");
     else this.log.warn({ restartNeeded }, "configuration reloaded; some keys take effect after a restart");
     return { restartNeeded };

@@ -63,6 +63,7 @@ const BAN_SWEEP_MS = 1_000;
 const DENY_DELAY_MS = 100;
 
 export class Edge {
+  /** As it was read last, but `RESTART_KEYS`, which stay as they were at the start. */
   config: EdgeConfig;
   readonly configPath: string;
   readonly log: Logger;
@@ -77,6 +78,8 @@ export class Edge {
   /** Where each tunnel listens, with the port that was chosen for port 0. */
   readonly tunnelAddresses = new Map<string, AddressInfo>();
   readonly startedAt = new Date();
+  /** Those that were made at the start. */
+  readonly #tunnelsAtStart: EdgeConfig["tunnels"];
   readonly #context: DeploymentContext;
   readonly #registry = new Registry();
   readonly #closers: (() => Promise<void> | void)[] = [];
@@ -95,6 +98,7 @@ export class Edge {
     options: { configPath: string; log: Logger; clients: ClientStore; bans: BanStore },
   ) {
     this.config = config;
+    this.#tunnelsAtStart = config.tunnels;
     this.configPath = options.configPath;
     this.log = options.log;
     this.clients = options.clients;
@@ -367,12 +371,13 @@ export class Edge {
     const before = this.config;
     const restartNeeded: string[] = RESTART_KEYS.filter((key) => !isDeepStrictEqual(before[key], next[key]));
     // Certificates are read again and the public address is asked for when a line is made; the rest is not.
+    const atStart = this.#tunnelsAtStart;
     const changed = (tunnel: EdgeConfig["tunnels"][number]) => {
-      const old = before.tunnels.find(({ name }) => name === tunnel.name);
+      const old = atStart.find(({ name }) => name === tunnel.name);
       if (old === undefined || old.handshakeTimeout !== tunnel.handshakeTimeout) return true;
       return !isDeepStrictEqual(old.listen, tunnel.listen);
     };
-    if (next.tunnels.length !== before.tunnels.length || next.tunnels.some(changed)) restartNeeded.push("tunnels");
+    if (next.tunnels.length !== atStart.length || next.tunnels.some(changed)) restartNeeded.push("tunnels");
     // What can fail comes first: certificates are read, and new addresses are bound beside the old ones.
     const certificates = new Map<string, Awaited<ReturnType<typeof loadTunnelCertificate>>>();
     for (const tunnel of next.tunnels) {
@@ -381,7 +386,8 @@ export class Edge {
     }
     await this.#applyDeployments(next);
     for (const [name, tls] of certificates) this.tunnels.get(name)?.setTls(tls);
-    this.config = next;
+    const kept = Object.fromEntries(RESTART_KEYS.map((key) => [key, before[key]]));
+    this.config = { ...next, ...(kept as Pick<EdgeConfig, (typeof RESTART_KEYS)[number]>) };
     this.memory.limitBytes = next.memory;
     this.gatekeeper.adopt(gatekeeperSettings(next, this.#limitsOf(next)));
     if (next.admission.closeExisting) {
