@@ -253,6 +253,19 @@ describe("a pool", () => {
     );
   });
 
+  it("counts connections of a route that a reload has removed against the bound of its target", () => {
+    const x = target("x", { maxConnections: 2 });
+    const { pool, settings, route, chosen } = poolOf([x, target("y")], { clients: ["a", "b"] });
+    const seats = [pool.take(route("x", "b")), pool.take(route("x", "a"))];
+    pool.update({ ...settings, clients: ["a"], targets: [x] });
+    expect(chosen()).toBe("full");
+    pool.update({ ...settings, clients: ["a"], targets: [target("y")] });
+    pool.update({ ...settings, clients: ["a"], targets: [x] });
+    expect(chosen()).toBe("full");
+    seats[0]?.release();
+    expect([pool.hasRoom, chosen()]).toEqual([true, "x"]);
+  });
+
   it("keeps what is known of a route over a reload, and an operator's weight unless the file's has changed", () => {
     const { pool, settings, route, fail, chosen } = poolOf([target("x"), target("y"), target("z")]);
     fail("x", 3);

@@ -62,6 +62,8 @@ export class Pool {
   #settings: PoolSettings;
   /** In the order of the file, a target's clients side by side. Bounded by the configuration. */
   #routes: Route[] = [];
+  /** Those that the configuration no longer has, while connections are on them: they count against their targets' bounds. */
+  #gone: readonly Route[] = [];
 
   constructor(settings: PoolSettings, options: PoolOptions) {
     this.#options = options;
@@ -208,10 +210,12 @@ export class Pool {
     if (maxConnections === undefined) return true;
     let active = 0;
     for (const other of this.#routes) if (other.target === route.target) active += other.active;
+    for (const other of this.#gone) if (other.target === route.target) active += other.active;
     return active < maxConnections;
   }
 
   #build(): void {
+    const before = [...this.#gone, ...this.#routes];
     const known = new Map(this.#routes.map((route) => [`${route.client ?? ""} ${route.target}`, route]));
     const nowMs = this.#now();
     this.#routes = this.#settings.targets.flatMap((target) =>
@@ -221,5 +225,7 @@ export class Pool {
         return route ?? new Route(target, { client, nowMs });
       }),
     );
+    const here = new Set(this.#routes);
+    this.#gone = before.filter((route) => route.active > 0 && !here.has(route));
   }
 }
