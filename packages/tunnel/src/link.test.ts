@@ -1,4 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { once } from "node:events";
+import { setImmediate as nextTurn } from "node:timers/promises";
 import type { TLSSocket } from "node:tls";
 import { withDeadline } from "../../../test/support/deadline.ts";
 import { testCertificate } from "../../../test/support/tunnel-ends.ts";
@@ -30,6 +32,7 @@ afterAll(() => server.close());
 interface Ends {
   readonly edge: Link;
   readonly agent: Link;
+  readonly edgeSocket: TLSSocket;
   readonly agentSocket: TLSSocket;
   readonly agentWebSocket: WebSocket;
   readonly received: Uint8Array[];
@@ -39,14 +42,14 @@ interface Ends {
 
 async function connectLinks(): Promise<Ends> {
   const received: Uint8Array[] = [];
-  const accepted = new Promise<{ edge: Link; edgeEnd: Promise<LinkEnd> }>((resolve) => {
+  const accepted = new Promise<Pick<Ends, "edge" | "edgeSocket" | "edgeEnd">>((resolve) => {
     waiting.push((peer) => {
       const edge = new Link(peer, "edge");
       edge.onMessage = (message) => received.push(new Uint8Array(message));
       const edgeEnd = new Promise<LinkEnd>((ended) => {
         edge.onClosed = ended;
       });
-      resolve({ edge, edgeEnd });
+      resolve({ edge, edgeSocket: peer.socket, edgeEnd });
     });
   });
   const address = { host: "127.0.0.1", port };
@@ -120,6 +123,22 @@ describe("a link", () => {
     agentSocket.write(messages(Array.from({ length: 1_000 }, (_, at) => encodeFrame({ type: "ping", token: at + 1 }))));
     await withDeadline(edgeEnd, { what: "close" });
     expect(count).toBe(1);
+  });
+
+  test("is cut when it closes and its peer has ended without reading what was written", async () => {
+    const { edge, edgeSocket, agentSocket, edgeEnd } = await connectLinks();
+    // A new link begins to read in the next tick.
+    await nextTurn();
+    agentSocket.pause();
+    // More than the two systems hold.
+    edgeSocket.write(new Uint8Array(32 * 1_048_576));
+    const ended = once(edgeSocket, "end");
+    agentSocket.end();
+    await withDeadline(ended, { what: "end of the agent's half" });
+    edge.close(CloseCode.replaced, "replaced");
+    const end = await withDeadline(edgeEnd, { what: "close" });
+    expect(end).toEqual({ code: CloseCode.replaced, reason: "replaced", breach: false });
+    agentSocket.destroy();
   });
 
   test("ends when a message is larger than a frame may be", async () => {

@@ -148,6 +148,11 @@ export class Link {
     this.#dead = true;
     this.#own = { code, reason };
     if (breaches.has(code)) this.onBreach();
+    // `ws` says nothing to a peer that has ended its half, and waits without bound for it to take what was written before.
+    if (this.#socket.readableEnded) {
+      this.#webSocket.terminate();
+      return;
+    }
     // A close frame holds at most 123 bytes of reason (RFC 6455 §5.5).
     this.#webSocket.close(code, reason.slice(0, 120));
   }
