@@ -1,8 +1,8 @@
 import { createSocket } from "node:dgram";
 import { getEventListeners, once } from "node:events";
-import { createServer, connect as netConnect, type Server, type Socket } from "node:net";
+import { createServer, connect as netConnect, type Server, Socket } from "node:net";
 import { Worker } from "node:worker_threads";
-import { afterEach, describe, expect, test } from "vitest";
+import { afterEach, describe, expect, test, vi } from "vitest";
 import { DialError, type DialOptions, dial, socketErrorReason } from "./dial.ts";
 import { isSpecialAddress } from "./ip-address.ts";
 import { ResolveError, Resolver } from "./resolver.ts";
@@ -217,6 +217,23 @@ describe("dial", () => {
     const error = await failure({ host: "127.0.0.1", port: await freePort() });
     expect(error).toMatchObject({ reason: "refused", code: "ECONNREFUSED", address: "127.0.0.1" });
     expect(error.message).toBe("dial failed: refused (ECONNREFUSED)");
+  });
+
+  test("takes a connection that is its own other end for a refusal, and goes on to the next address", async () => {
+    const port = await freePort();
+    // What the system does by chance, about once in ten thousand dials to a free port of its own range.
+    const chance = { localAddress: "127.0.0.1", localPort: port };
+    const connect = Reflect.get(Socket.prototype, "connect") as (options: object) => Socket;
+    vi.spyOn(Socket.prototype, "connect").mockImplementation(function (this: Socket, options: object) {
+      return connect.call(this, { ...options, ...chance });
+    } as Socket["connect"]);
+    cleanups.push(() => vi.restoreAllMocks());
+    const error = await failure({ host: "127.0.0.1", port });
+    expect(error).toMatchObject({ reason: "refused", code: "ECONNREFUSED", address: "127.0.0.1" });
+    const target = await startTarget("127.0.0.2", port);
+    const resolver = resolvesTo("127.0.0.1", "127.0.0.2");
+    const { address } = await dialed({ host: "two.test", port: target.port, resolver });
+    expect(address).toBe("127.0.0.2");
   });
 
   test("tells of the address that refused rather than of one without a route", async () => {

@@ -224,15 +224,9 @@ function connectToFirst(options: {
       }
       const socket = targetSocket();
       attempts.set(socket, address);
-      socket.once("connect", () => {
+      const failed = (error: DialError): void => {
         if (attempts.delete(socket)) {
-          settle();
-          resolve({ socket, address });
-        }
-      });
-      socket.once("error", (error) => {
-        if (attempts.delete(socket)) {
-          failure = moreTelling(failure, new DialError(dialReason(error), { code: errorCode(error), address }));
+          failure = moreTelling(failure, error);
           if (next < addresses.length) {
             attemptNext();
           } else if (attempts.size === 0) {
@@ -240,7 +234,17 @@ function connectToFirst(options: {
             reject(failure);
           }
         }
+      };
+      socket.once("connect", () => {
+        if (isConnectedToItself(socket)) {
+          socket.resetAndDestroy();
+          failed(new DialError("refused", { code: "ECONNREFUSED", address }));
+        } else if (attempts.delete(socket)) {
+          settle();
+          resolve({ socket, address });
+        }
       });
+      socket.once("error", (error) => failed(new DialError(dialReason(error), { code: errorCode(error), address })));
       socket.connect({ host: address, port });
       if (next < addresses.length) {
         timer = setTimeout(attemptNext, attemptDelayMs);
@@ -263,6 +267,14 @@ function targetSocket(): Socket {
   });
   socket.pause();
   return socket;
+}
+
+/**
+ * Whether both ends are one: where nobody listens on a port of this machine, the system may choose that very port for the
+ * outgoing end, and TCP lets the two SYNs open a connection that is its own echo (RFC 9293 §3.5, simultaneous open).
+ */
+function isConnectedToItself(socket: Socket): boolean {
+  return socket.localPort === socket.remotePort && socket.localAddress === socket.remoteAddress;
 }
 
 /** Of the failures of several addresses, the one that says most about the target; of equals, the first. */
