@@ -19,7 +19,7 @@ afterEach(async () => {
 
 let target: TcpServer;
 
-async function startPair(drainTimeout: string): Promise<SallyportPair> {
+async function startPair(drainTimeout: string, nodeArgs: readonly string[] = []): Promise<SallyportPair> {
   target = await startEchoServer();
   closers.push(() => target.close());
   const pair = await SallyportPair.start({
@@ -27,6 +27,7 @@ async function startPair(drainTimeout: string): Promise<SallyportPair> {
     deployments: [{ name: "echo", target: "echo" }],
     edgeConfig: { drainTimeout, resumeTimeout: "1s" },
     agentConfig: { drainTimeout },
+    nodeArgs,
   });
   closers.push(() => pair.stop());
   return pair;
@@ -108,5 +109,12 @@ describe.each(["edge", "agent"] as const)("SIGTERM to the %s", (program) => {
     });
     expect(result).toMatchObject({ code: 0 });
     expect(tookMs).toBeLessThan(1_000 + machineMs);
+  });
+
+  test("ends it although something is still open, such as a question to a silent name server", async () => {
+    const open = 'if (process.argv.includes("run")) setInterval(() => undefined, 1_000)';
+    const pair = await startPair("30s", ["--import", `data:text/javascript,${encodeURIComponent(open)}`]);
+    pair[program].process.signal("SIGTERM");
+    expect(await pair[program].process.waitForEnd(5_000)).toMatchObject({ code: 0 });
   });
 });

@@ -5,6 +5,7 @@ import {
   createLogger,
   ExitCode,
   Failure,
+  flushLog,
   formatHostPort,
   loadStateDir,
   type Logger,
@@ -29,6 +30,7 @@ interface OutputOptions extends ConfigOption {
 }
 
 const DEFAULT_CONFIG = "/etc/sallyport/agent.yaml";
+const EXIT_LINGER_MS = 200;
 
 async function join(options: { out: string; force?: boolean; json?: boolean }): Promise<void> {
   if (process.stdin.isTTY) process.stderr.write("paste the pairing line and press Enter:\n");
@@ -69,6 +71,9 @@ async function run({ config: path }: ConfigOption): Promise<number> {
   notifyService("READY=1");
   const exitCode = await stopped;
   log.info("stopped");
+  await flushLog();
+  // What is still open now is a question to a name server that does not answer: nobody waits for it.
+  setTimeout(() => process.exit(exitCode), EXIT_LINGER_MS).unref();
   return exitCode;
 }
 
