@@ -1,6 +1,7 @@
 /** Several targets and several clients behind one listener, with both programs as processes of their own. */
 import { createHash } from "node:crypto";
 import { once } from "node:events";
+import { readFile, writeFile } from "node:fs/promises";
 import { connect, type Socket } from "node:net";
 import { afterEach, describe, expect, it } from "vitest";
 import { pollUntil, withDeadline } from "../support/deadline.ts";
@@ -247,6 +248,69 @@ describe.each([
     await pair.waitForEdgeRecords("closing", 1);
     expect(pair.records().edge.at(-1)).toMatchObject({ code: "DD", reason: "target marked down", target });
     expect(await askedNames(pair, "closing", 2)).toEqual(["backup serves", "backup serves"]);
+  });
+
+  it("dials nobody for connections that wait for a target when their deployment is stopped", async () => {
+    const server = await namedServer("only");
+    const target = `127.0.0.1:${server.port}`;
+    const pair = await pairWith({
+      deployments: [
+        {
+          name: "stopped",
+          target,
+          direct,
+          settings: { target: undefined, targets: [{ target, maxConnections: 1 }], queue: { max: 5, timeout: "1m" } },
+        },
+      ],
+      agentConfig: { allow: ["127.0.0.0/8:1-65535"] },
+    });
+    const first = partner(pair, "stopped");
+    expect(await nameOf(first)).toBe("only");
+    const waiting = Array.from({ length: 5 }, () => partner(pair, "stopped"));
+    const queued = async () => metric(await pair.edgeMetrics(), "edge_target_queue", 'deployment="stopped"') === 5;
+    await pollUntil(async () => (await queued()) || undefined, { what: "five that wait" });
+    await pair.command("edge", ["deployment", "stop", "stopped", "--config", pair.edge.configPath]);
+    for (const socket of [first, ...waiting]) expect(await socketEnding(socket)).toMatchObject({ how: "error" });
+    const records = await pair.waitForEdgeRecords("stopped", 6);
+    expect(records.map(({ reason, attempts }) => ({ reason, attempts }))).toEqual([
+      { reason: "killed by operator", attempts: 1 },
+      ...waiting.map(() => ({ reason: "killed by operator", attempts: undefined })),
+    ]);
+  });
+
+  it("serves those that wait when a reload makes room, and has moved their deployment to another listener", async () => {
+    const server = await namedServer("only");
+    const target = `127.0.0.1:${server.port}`;
+    const pair = await pairWith({
+      deployments: [
+        {
+          name: "moving",
+          target,
+          direct,
+          settings: { target: undefined, targets: [{ target, maxConnections: 1 }], queue: { max: 5, timeout: "1m" } },
+        },
+      ],
+      agentConfig: { allow: ["127.0.0.0/8:1-65535"] },
+    });
+    expect(await nameOf(partner(pair, "moving"))).toBe("only");
+    const waiting = nameOf(partner(pair, "moving"));
+    const queued = async () => metric(await pair.edgeMetrics(), "edge_target_queue", 'deployment="moving"') === 1;
+    await pollUntil(async () => (await queued()) || undefined, { what: "one that waits" });
+    const { configPath } = pair.edge;
+    const text = await readFile(configPath, "utf8");
+    const { listeners, deployments, ...others } = JSON.parse(text) as { listeners: object[]; deployments: object[] };
+    const changed = {
+      ...others,
+      listeners: listeners.map((listener) => ({ ...listener, name: "renamed" })),
+      deployments: deployments.map((one) => ({
+        ...one,
+        listener: "renamed",
+        targets: [{ target, maxConnections: 2 }],
+      })),
+    };
+    await writeFile(configPath, JSON.stringify(changed));
+    await pair.command("edge", ["reload", "--config", configPath]);
+    expect(await waiting).toBe("only");
   });
 });
 

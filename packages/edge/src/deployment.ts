@@ -129,8 +129,12 @@ export class Deployment {
     return `no target is available: ${each.join(", ")}`;
   }
 
-  /** Serves connections that wait for an agent or for room at a target, as far as there is one now. */
+  /**
+   * Serves connections that wait for an agent or for room at a target, as far as there is one now. One that does not run
+   * gives them up, and dials nobody for them before.
+   */
   serveWaiting(): void {
+    if (this.state !== "running") return;
     const pool = this.#pool;
     if (this.holdQueue.size > 0) this.holdQueue.serve(() => pool.available);
     if (this.targetQueue.size > 0) this.targetQueue.serve(() => pool.hasRoom);
@@ -154,7 +158,10 @@ export class Deployment {
     this.started();
   }
 
-  /** Takes the settings of a reload, and the listener that it has now; whether it runs there is told to the listener. */
+  /**
+   * Takes the settings of a reload, and the listener that it has now; whether it runs there is told to the listener, and what
+   * waits is served when it knows.
+   */
   adopt(settings: DeploymentSettings, listener: Listener): void {
     this.settings = settings;
     this.holdQueue.settings = settings.hold;
@@ -213,7 +220,6 @@ export class Deployment {
       this.#pool = this.#makePool(settings);
       this.#checks = this.#makeChecks();
     }
-    this.serveWaiting();
   }
 
   /** Checks its targets if it runs, as its settings say, and no others. */

@@ -499,7 +499,10 @@ export class Edge {
       listener.adopt({ settings: listener.settings, deployments: [], serving: [], socket: undefined });
     }
     for (const deployment of started) deployment.started();
-    for (const deployment of adopted) deployment.updateChecks();
+    for (const deployment of adopted) {
+      deployment.updateChecks();
+      deployment.serveWaiting();
+    }
   }
 
   /** The deployment of this name with the settings of a reload, or a new one. */
