@@ -312,6 +312,45 @@ describe.each([
     await pair.command("edge", ["reload", "--config", configPath]);
     expect(await waiting).toBe("only");
   });
+
+  it("leaves those alone that wait for another target when one that they have tried is marked down", async () => {
+    const dying = await startTcpServer((socket) => void socket.write("dying\n"));
+    const other = await namedServer("other");
+    const [target, full] = [`127.0.0.1:${dying.port}`, `127.0.0.1:${other.port}`];
+    const pair = await pairWith({
+      deployments: [
+        {
+          name: "waiting",
+          target,
+          direct,
+          settings: {
+            target: undefined,
+            targets: [{ target }, { target: full, maxConnections: 1 }],
+            balance: "first",
+            queue: { max: 5, timeout: "1m" },
+            check: { ...fastChecks, interval: "1s", fall: 4 },
+            onDown: "close",
+          },
+        },
+      ],
+      agentConfig: { allow: ["127.0.0.0/8:1-65535"] },
+    });
+    // The first check, which counts at once.
+    await pollUntil(() => dying.acceptedConnections > 0 || undefined, { what: "a check" });
+    await set(pair, ["drain", "waiting", target]);
+    const first = partner(pair, "waiting");
+    expect(await nameOf(first)).toBe("other");
+    await set(pair, ["ready", "waiting", target]);
+    await dying.close();
+    const second = partner(pair, "waiting");
+    const name = nameOf(second);
+    await pair.edge.process.waitForLine(/"msg":"target down"/);
+    first.destroy();
+    expect(await name).toBe("other");
+    second.destroy();
+    const records = await pair.waitForEdgeRecords("waiting", 2);
+    expect(records.at(-1)).toMatchObject({ target: full, attempts: 2, queuePosition: 0 });
+  });
 });
 
 describe("checks through an agent", () => {

@@ -88,6 +88,18 @@ describe("a hold queue", () => {
     expect(events).toEqual(["other served"]);
   });
 
+  test("passes over one that what there is does not help", () => {
+    const queue = new HoldQueue({ timeoutMs: 1_000, max: 10 });
+    let isReady = false;
+    queue.add({ ...held("a"), isReady: () => isReady });
+    queue.add(held("b"));
+    queue.serve(() => true);
+    expect(events).toEqual(["b served"]);
+    isReady = true;
+    queue.serve(() => true);
+    expect(events).toEqual(["b served", "a served"]);
+  });
+
   test("gives up each connection after its own timeout", () => {
     const queue = new HoldQueue({ timeoutMs: 1_000, max: 10 });
     queue.add(held("a"));

@@ -5,6 +5,8 @@
 
 /** What waits. */
 export interface Held {
+  /** Whether what there is now is of use to it; left out: always. */
+  isReady?(): boolean;
   /** An agent is there. */
   serve(): void;
   /** It has waited for the whole timeout. */
@@ -75,6 +77,7 @@ export class HoldQueue {
         for (const held of this.#waiting.keys()) {
           if (left === 0 || !isServed()) break;
           left -= 1;
+          if (held.isReady?.() === false) continue;
           this.remove(held);
           held.serve();
         }

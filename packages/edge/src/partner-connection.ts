@@ -202,9 +202,9 @@ export class PartnerConnection {
     return { ...this.facts, sequence: this.#records };
   }
 
-  /** The route that it is on, or tries. */
+  /** The route that it is on, or tries; undefined while it waits, whatever it has tried before. */
   get targetRoute(): Route | undefined {
-    return this.#routing?.route;
+    return this.#routing?.waits === true ? undefined : this.#routing?.route;
   }
 
   /** Resets both sides; the record says `killed by operator`, `shutdown` or `target marked down`. */

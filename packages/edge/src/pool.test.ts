@@ -253,6 +253,17 @@ describe("a pool", () => {
     );
   });
 
+  it("says what there is for a connection beside what it has tried", () => {
+    const { pool, route } = poolOf([target("x"), target("y", { maxConnections: 1 })]);
+    const tried = new Set([route("x")]);
+    expect(pool.roomBeside(tried)).toBe("room");
+    const seat = pool.take(route("y"));
+    expect([pool.hasRoom, pool.roomBeside(tried)]).toEqual([true, "full"]);
+    pool.setState(route("y"), "drain");
+    expect(pool.roomBeside(tried)).toBe("none");
+    seat.release();
+  });
+
   it("counts connections of a route that a reload has removed against the bound of its target", () => {
     const x = target("x", { maxConnections: 2 });
     const { pool, settings, route, chosen } = poolOf([x, target("y")], { clients: ["a", "b"] });

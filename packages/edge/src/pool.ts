@@ -109,6 +109,13 @@ export class Pool {
     return this.#serving.some((route) => this.#hasRoom(route));
   }
 
+  /** What there is for a connection that has tried these: room on another route, others that are full, or no other. */
+  roomBeside(tried: ReadonlySet<Route>): "room" | "full" | "none" {
+    const others = this.#serving.filter((route) => !tried.has(route));
+    if (others.length === 0) return "none";
+    return others.some((route) => this.#hasRoom(route)) ? "room" : "full";
+  }
+
   take(route: Route): Seat {
     route.active += 1;
     let released = false;

@@ -46,8 +46,10 @@ export interface RoutingOptions {
 export class Routing {
   readonly #options: RoutingOptions;
   readonly #pool: Pool;
-  /** Routes that have failed since it waited last. */
+  /** Routes that have failed since it waited last, and while it waits those before. */
   readonly #tried = new Set<Route>();
+  /** It was served, and has tried nothing since. */
+  #hasWaited = false;
   #early: EarlyBytes | undefined;
   #attempt: Attempt | undefined;
   #seat: Seat | undefined;
@@ -76,6 +78,11 @@ export class Routing {
   /** The route that is tried or taken, or was last. */
   get route(): Route | undefined {
     return this.#lastRoute;
+  }
+
+  /** Waits for an agent or a target. */
+  get waits(): boolean {
+    return this.#waiting !== undefined;
   }
 
   /** Bytes that were read from the partner so far. */
@@ -121,6 +128,9 @@ export class Routing {
   }
 
   #try(route: Route): void {
+    // What failed before it waited may work when this has failed.
+    if (this.#hasWaited) this.#tried.clear();
+    this.#hasWaited = false;
     if (this.attempts > 0) route.counters.retries += 1;
     if (this.#lastRoute !== undefined && this.#lastRoute !== route) {
       this.#lastRoute.counters.redispatches += 1;
@@ -192,12 +202,17 @@ export class Routing {
     // Where nothing new is taken, those that lost their agent are given up as those are that waited.
     if (deployment.state !== "running") return this.#fail(Ended.shutdown);
     const held: Held = {
+      // Room at what it has tried already is not what it waits for, as long as there is something else.
+      isReady: () =>
+        queue !== deployment.targetQueue ||
+        deployment.pool !== this.#pool ||
+        this.#pool.roomBeside(this.#tried) !== "full",
       serve: () => {
         this.#waiting = undefined;
         // A reload has replaced the way that it waits for by another kind, which is for those that come now.
         if (deployment.pool !== this.#pool) return this.#fail(inVain);
-        // What failed before may work now.
-        this.#tried.clear();
+        if (this.#pool.roomBeside(this.#tried) === "none") this.#tried.clear();
+        this.#hasWaited = true;
         this.#next();
       },
       expire: () => {
