@@ -162,6 +162,23 @@ describe("while no agent is connected", () => {
     for (const partner of [first, ...others]) partner.destroy();
   });
 
+  test("they are not held to be slow while nothing is read from them", async () => {
+    const slowBytes = { threshold: 2, window: "1m", ttl: "1h", after: "1s", minBytes: "16B" };
+    const pair = await startPair({ timeout: "1m" }, undefined, { edgeConfig: { detectors: { slowBytes } } });
+    await pair.agent.process.stop();
+    const partners = [connectPartner(pair), connectPartner(pair)];
+    await untilHeld(pair, 2);
+    const ages = async () => {
+      const { connections } = await edgeJson<{ connections: { totalMs: number }[] }>(pair, "connections");
+      return connections.map(({ totalMs }) => totalMs);
+    };
+    await pollUntil(async () => (await ages()).every((age) => age > 1_500) || undefined, { what: "their age" });
+    expect(await edgeJson(pair, "ban", "list")).toMatchObject({ bans: [] });
+    await pair.restartAgent();
+    for (const partner of partners) await echoes(partner, "sixteen bytes and more");
+    for (const partner of partners) partner.destroy();
+  });
+
   test("a reload that takes the tunnel out of their way gives them up, and serves those that come", async () => {
     const pair = await startPair({ timeout: "1m" });
     await pair.agent.process.stop();

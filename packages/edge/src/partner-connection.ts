@@ -328,11 +328,12 @@ export class PartnerConnection {
       );
     }
     if (slow !== undefined) {
-      this.#guardTimers.push(
-        setTimeout(() => {
-          if (this.bytesIn < slow.minBytes) context.gatekeeper.note("slowBytes", admitted);
-        }, slow.afterMs),
-      );
+      const timer = setTimeout(() => {
+        // While it waits, or its target is being connected, it is we who do not read: it is looked at again.
+        if (this.#way.type === "routing") timer.refresh();
+        else if (this.bytesIn < slow.minBytes) context.gatekeeper.note("slowBytes", admitted);
+      }, slow.afterMs);
+      this.#guardTimers.push(timer);
     }
   }
 
