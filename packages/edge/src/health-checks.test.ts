@@ -81,6 +81,21 @@ describe("checks, by a clock of their own", () => {
     checks.update(undefined);
   });
 
+  it("come within a second when a reload has made the interval shorter, and not before their time otherwise", async () => {
+    const { checks, times, results, pool } = checksOf(["x"]);
+    results.set("x", failed);
+    checks.update({ ...settings, intervalMs: 3_600_000, jitter: 0 });
+    await vi.advanceTimersByTimeAsync(10_000);
+    expect([times.length, pool.routes[0]?.checkedUp]).toEqual([1, false]);
+    const reloadedAt = performance.now();
+    checks.update(settings);
+    expect(pool.routes[0]?.checkedUp).toBe(false);
+    checks.update({ ...settings, timeoutMs: 1_000 });
+    await vi.advanceTimersByTimeAsync(10_000);
+    expect(times.slice(1).map(({ at }) => Math.round(at - reloadedAt))).toEqual([500, 5_600]);
+    checks.update(undefined);
+  });
+
   it("mark a target down after `fall` failures and up after `rise` successes", async () => {
     const { checks, changes, results, pool } = checksOf(["x"]);
     checks.update(settings);

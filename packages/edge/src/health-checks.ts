@@ -53,16 +53,17 @@ export class HealthChecks {
 
   /**
    * Checks the routes that the pool has now, from now on, or none without settings. Routes that were checked before go on
-   * with what is known of them.
+   * with what is known of them; where the interval is a shorter one, the longer one is not waited for.
    */
   update(settings: CheckSettings | undefined): void {
+    const isSooner = (settings?.intervalMs ?? 0) < (this.#settings?.intervalMs ?? 0);
     this.#settings = settings;
     const wanted = new Set(settings === undefined ? [] : this.#options.pool.routes);
     for (const [route, controller] of this.#running) {
-      if (wanted.has(route)) continue;
+      if (wanted.has(route) && !isSooner) continue;
       controller.abort();
       this.#running.delete(route);
-      this.#options.pool.forgetChecks(route);
+      if (!wanted.has(route)) this.#options.pool.forgetChecks(route);
     }
     for (const route of wanted) {
       if (this.#running.has(route)) continue;
