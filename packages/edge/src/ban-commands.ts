@@ -33,6 +33,9 @@ export interface AddBan {
   readonly comment: string;
 }
 
+/** A hundred years. A date that is much later cannot be shown; a ban for good is one of 0. */
+const MAX_TTL_MS = 36_500 * 86_400_000;
+
 /** Listed at once, at most. */
 export const MAX_LISTED_BANS = 10_000;
 
@@ -64,6 +67,7 @@ export async function addBan(store: BanStore, { cidr, ttlMs, comment }: AddBan, 
   if (comment.length > MAX_BAN_COMMENT) {
     throw new Failure(ExitCode.usage, "comment", `may have ${MAX_BAN_COMMENT} characters at most`);
   }
+  if (ttlMs > MAX_TTL_MS) throw new Failure(ExitCode.usage, "--ttl", "may be 36500d at most; 0: for good");
   const ban = store.add({ cidr: readBlock(cidr), origin: "manual", ttlMs, comment: printableText(comment) });
   if (ban === undefined) {
     throw new Failure(ExitCode.usage, "ban", "the list is full; remove bans, or ban a wider block instead");
