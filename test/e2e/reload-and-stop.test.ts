@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { afterEach, describe, expect, test } from "vitest";
 import { pollUntil, withDeadline } from "../support/deadline.ts";
 import { startEchoServer } from "../support/echo-server.ts";
+import { metric } from "../support/metric.ts";
 import { SallyportPair, type SallyportPairOptions } from "../support/sallyport-pair.ts";
 import { socketEnding } from "../support/socket-ending.ts";
 import { TcpRelay } from "../support/tcp-relay.ts";
@@ -97,6 +98,28 @@ describe("a deployment that a reload takes away while a connection runs", () => 
     expect(await socketEnding(partner)).toMatchObject({ how: "error", code: "ECONNRESET" });
     expect(await pair.waitForEdgeRecords("goes", 1)).toMatchObject([{ reason: "shutdown" }]);
   });
+});
+
+test("a connection that waits for an agent is served when a reload names the tunnel at which there is one", async () => {
+  const pair = await startPair({
+    services: { echo: `127.0.0.1:${await startEcho()}` },
+    deployments: [{ name: "waiting", target: "echo", hold: { timeout: "1m" } }],
+  });
+  const asBefore = await readFile(pair.edge.configPath, "utf8");
+  await changeConfig(pair, ({ tunnels, deployments, ...others }) => ({
+    ...others,
+    tunnels: [...tunnels, { name: "other", listen: "127.0.0.1:0" }],
+    deployments: deployments.map((deployment) => ({ ...deployment, via: { tunnel: "other", client: "lan" } })),
+  }));
+  await pair.command("edge", ["reload", "--config", pair.edge.configPath]);
+  const partner = partnerOf(pair, "waiting");
+  const held = async () => metric(await pair.edgeMetrics(), "edge_connections_held", 'deployment="waiting"') === 1;
+  await pollUntil(async () => (await held()) || undefined, { what: "one that waits" });
+  await writeFile(pair.edge.configPath, asBefore);
+  await pair.command("edge", ["reload", "--config", pair.edge.configPath]);
+  await echo(partner);
+  partner.end();
+  expect(await pair.waitForEdgeRecords("waiting", 1)).toMatchObject([{ code: "--", agent: "agent-under-test" }]);
 });
 
 test("what takes effect after a restart is told at each reload until then, and has none before", async () => {

@@ -158,7 +158,8 @@ export class Routing {
     this.#early ??= new EarlyBytes(socket);
     return new TunnelAttempt({
       sessions,
-      via: { tunnel: settings.via?.tunnel ?? "", client: client ?? "" },
+      // Where agents of the client are looked for now: a reload may have named another tunnel while it waited.
+      via: { tunnel: (deployment.settings.via ?? settings.via)?.tunnel ?? "", client: client ?? "" },
       request: {
         connection,
         target,
