@@ -37,7 +37,8 @@ export async function socketEnding(socket: Socket, timeoutMs = 20_000): Promise<
     socket.once("close", () => resolve({ how: "close", code: undefined }));
     socket.once("end", () => {
       internals._handle?.readStart();
-      void twoTurns().then(() => resolve({ how: "end", code: undefined }));
+      // Where this side closed it meanwhile, nobody will know.
+      void twoTurns().then(() => resolve({ how: socket.destroyed ? "close" : "end", code: undefined }));
     });
   });
   socket.resume();
