@@ -4,12 +4,12 @@
  */
 import { randomBytes } from "node:crypto";
 import { setImmediate as nextTurn } from "node:timers/promises";
-import { isDeepStrictEqual } from "node:util";
 import {
   AdminServer,
   collectProcessMetrics,
   connectionCapacity,
   dial,
+  keepKeys,
   type Logger,
   listenFailure,
   LogFile,
@@ -128,16 +128,15 @@ export class Agent {
    */
   reload(): { restartNeeded: string[] } {
     const next = loadAgentConfig(this.configPath);
-    const before = this.config;
-    const restartNeeded: string[] = RESTART_KEYS.filter((key) => !isDeepStrictEqual(before[key], next[key]));
+    const { config, changed } = keepKeys(RESTART_KEYS, { before: this.config, next });
+    const restartNeeded: string[] = [...changed];
     // An edge was told the old number; fewer are enforced here at once, more would never be used.
     if (next.limits.maxStreams > this.#maxStreamsAtStart) restartNeeded.push("limits.maxStreams");
     this.#limits.update(limitSettings(next));
     this.memory.limitBytes = next.memory;
     this.connections.context = this.#context(next);
     this.log.level = next.log.level;
-    const kept = Object.fromEntries(RESTART_KEYS.map((key) => [key, before[key]]));
-    this.config = { ...next, ...(kept as Pick<AgentConfig, (typeof RESTART_KEYS)[number]>) };
+    this.config = config;
     if (restartNeeded.length === 0) this.log.info("configuration reloaded");
     else this.log.warn({ restartNeeded }, "configuration reloaded; some keys take effect after a restart");
     return { restartNeeded };

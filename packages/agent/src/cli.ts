@@ -5,8 +5,8 @@ import {
   createLogger,
   ExitCode,
   Failure,
-  flushLog,
   formatHostPort,
+  leave,
   loadStateDir,
   type Logger,
   notifyService,
@@ -30,7 +30,6 @@ interface OutputOptions extends ConfigOption {
 }
 
 const DEFAULT_CONFIG = "/etc/sallyport/agent.yaml";
-const EXIT_LINGER_MS = 200;
 
 async function join(options: { out: string; force?: boolean; json?: boolean }): Promise<void> {
   if (process.stdin.isTTY) process.stderr.write("paste the pairing line and press Enter:\n");
@@ -71,9 +70,7 @@ async function run({ config: path }: ConfigOption): Promise<number> {
   notifyService("READY=1");
   const exitCode = await stopped;
   log.info("stopped");
-  await flushLog();
-  // What is still open now is a question to a name server that does not answer: nobody waits for it.
-  setTimeout(() => process.exit(exitCode), EXIT_LINGER_MS).unref();
+  await leave(exitCode);
   return exitCode;
 }
 

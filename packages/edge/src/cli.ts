@@ -5,7 +5,7 @@ import {
   createLogger,
   ExitCode,
   Failure,
-  flushLog,
+  leave,
   loadStateDir,
   NotRunning,
   notifyService,
@@ -32,7 +32,6 @@ interface OutputOptions extends ConfigOption {
   readonly json?: boolean;
 }
 
-const EXIT_LINGER_MS = 200;
 const DEFAULT_CONFIG = "/etc/sallyport/edge.yaml";
 
 /** Exit code 0 after a drain, 128 + the signal's number (130 for SIGINT, 143 for SIGTERM) when a second one cut it short. */
@@ -74,9 +73,7 @@ async function serve({ config: path }: ConfigOption): Promise<void> {
   await done;
   log.info("stopped");
   process.exitCode = exitCode;
-  await flushLog();
-  // What is still open now is a peer that does not answer a close: nobody waits for it.
-  setTimeout(() => process.exit(), EXIT_LINGER_MS).unref();
+  await leave(exitCode);
 }
 
 async function check({ config: path, json }: OutputOptions): Promise<void> {

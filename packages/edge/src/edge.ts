@@ -11,6 +11,7 @@ import {
   fileDescriptorLimit,
   ExitCode,
   Failure,
+  keepKeys,
   LineRate,
   LogFile,
   type Logger,
@@ -369,7 +370,8 @@ export class Edge {
   async #reload(): Promise<{ restartNeeded: string[] }> {
     const next = loadEdgeConfig(this.configPath);
     const before = this.config;
-    const restartNeeded: string[] = RESTART_KEYS.filter((key) => !isDeepStrictEqual(before[key], next[key]));
+    const { config, changed: changedKeys } = keepKeys(RESTART_KEYS, { before, next });
+    const restartNeeded: string[] = [...changedKeys];
     // Certificates are read again and the public address is asked for when a line is made; the rest is not.
     const atStart = this.#tunnelsAtStart;
     const changed = (tunnel: EdgeConfig["tunnels"][number]) => {
@@ -386,8 +388,7 @@ export class Edge {
     }
     await this.#applyDeployments(next);
     for (const [name, tls] of certificates) this.tunnels.get(name)?.setTls(tls);
-    const kept = Object.fromEntries(RESTART_KEYS.map((key) => [key, before[key]]));
-    this.config = { ...next, ...(kept as Pick<EdgeConfig, (typeof RESTART_KEYS)[number]>) };
+    this.config = config;
     this.memory.limitBytes = next.memory;
     this.gatekeeper.adopt(gatekeeperSettings(next, this.#limitsOf(next)));
     if (next.admission.closeExisting) {
