@@ -19,7 +19,7 @@ export const WAITING_MAX_MS = 500;
  * stand still. Only after a link that was up, and once in HURRY_INTERVAL_MS, so that an edge which takes links and drops them
  * is not hammered.
  */
-export const HURRIED_MS = 20;
+const HURRIED_MS = 20;
 const HURRY_INTERVAL_MS = 1_000;
 
 export interface BackoffOptions {

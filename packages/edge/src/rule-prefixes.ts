@@ -107,6 +107,6 @@ export function countSharedBits(keys: Int32Array, words: number, left: number, r
 }
 
 /** Element access for indices that are in bounds by construction. */
-function at(array: Int32Array, index: number): number {
+export function at(array: Int32Array, index: number): number {
   return array[index] ?? 0;
 }

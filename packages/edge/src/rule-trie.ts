@@ -18,6 +18,7 @@
  */
 import type { Cidr, IpFamily } from "@sallyport/host";
 import {
+  at,
   countSharedBits,
   NO_RULE,
   readWords,
@@ -184,9 +185,4 @@ function bitsBehind(words: Int32Array, word: number, skipped: number, count: num
 /** The first `count` (0-31) bits of a word as a number. In two steps, because a shift by 32 would be none. */
 function firstBits(word: number, count: number): number {
   return (word >>> 1) >>> (31 - count);
-}
-
-/** Element access for indices that are in bounds by construction. */
-function at(array: Int32Array, index: number): number {
-  return array[index] ?? 0;
 }
