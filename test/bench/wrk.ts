@@ -20,6 +20,11 @@ export const WARM_UP_SECONDS = 6;
 
 const MS_PER_UNIT: Readonly<Record<string, number>> = { us: 0.001, ms: 1, s: 1000, m: 60_000 };
 
+/** The load before a figure; a smoke run does not wait for it. */
+export async function warmUp({ isSmoke }: { readonly isSmoke: boolean }, port: number): Promise<void> {
+  await runWrk({ port, connections: 16, seconds: isSmoke ? 1 : WARM_UP_SECONDS });
+}
+
 /** A new connection for each request, as many at once as said. `undefined`: not one was answered in time. */
 export async function runWrk({ port, connections, seconds }: WrkOptions): Promise<WrkResult | undefined> {
   const load = ["-t1", `-c${connections}`, `-d${seconds}s`, "--latency", "-H", "Connection: close"];

@@ -4,7 +4,7 @@ import { findOnPath } from "../../support/program-path.ts";
 import type { Measurement, Value } from "../measurement.ts";
 import { treeCpuMs } from "../process-tree.ts";
 import { DATABASE_USER } from "../targets.ts";
-import { runWrk, WARM_UP_SECONDS } from "../wrk.ts";
+import { runWrk, WARM_UP_SECONDS, warmUp } from "../wrk.ts";
 
 /** Short connections by HTTP, and those of a database without a pool. */
 export const connections: Measurement = {
@@ -29,7 +29,7 @@ export const connections: Measurement = {
     bench.withPeer(peer, hasDatabase() ? ["web", "database"] : ["web"], async (run) => {
       const values: Record<string, Value> = {};
       const port = run.port("web");
-      await runWrk({ port, connections: 16, seconds: bench.isSmoke ? 1 : WARM_UP_SECONDS });
+      await warmUp(bench, port);
       const before = treeCpuMs(run.pids());
       const answered = await runWrk({ port, connections: 16, seconds: bench.seconds });
       const cpuMs = treeCpuMs(run.pids()) - before;

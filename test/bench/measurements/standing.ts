@@ -6,7 +6,7 @@ import type { Measurement, Value } from "../measurement.ts";
 import type { Peer } from "../peer.ts";
 import type { EndName, PeerRun } from "../peer-run.ts";
 import { treeCpuMs, treeUsage } from "../process-tree.ts";
-import { runWrk, WARM_UP_SECONDS } from "../wrk.ts";
+import { runWrk, WARM_UP_SECONDS, warmUp } from "../wrk.ts";
 
 const program = fileURLToPath(new URL("../programs/idle-partners.mjs", import.meta.url));
 const COUNTS = [0, 1_000, 10_000] as const;
@@ -106,11 +106,13 @@ async function untilIdle(run: PeerRun): Promise<void> {
   while ((await idleCpu(run, WORK_OFF_SAMPLE_MS)) > WORK_OFF_PERCENT && performance.now() < endsAt);
 }
 
-async function cpuAConnection({ isSmoke, seconds }: Bench, run: PeerRun): Promise<Value> {
+async function cpuAConnection(bench: Bench, run: PeerRun): Promise<Value> {
   const port = run.port("web");
   await untilIdle(run);
-  await runWrk({ port, connections: 16, seconds: isSmoke ? 1 : WARM_UP_SECONDS });
+  await warmUp(bench, port);
   const before = treeCpuMs(run.pids());
-  const answered = await runWrk({ port, connections: 16, seconds });
-  return answered === undefined ? `no answer in ${seconds} s` : (treeCpuMs(run.pids()) - before) / answered.requests;
+  const answered = await runWrk({ port, connections: 16, seconds: bench.seconds });
+  return answered === undefined
+    ? `no answer in ${bench.seconds} s`
+    : (treeCpuMs(run.pids()) - before) / answered.requests;
 }
